@@ -1,0 +1,10 @@
+# bench/bench_X.c becomes BUILD/bench/bench_X, a program that measures; never run as a test.
+function(cadre_benches)
+    file(GLOB sources CONFIGURE_DEPENDS bench/bench_*.c)
+    foreach(source ${sources})
+        get_filename_component(name ${source} NAME_WE)
+        add_executable(${name} ${source})
+        target_link_libraries(${name} PRIVATE cadre_model)
+        set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bench)
+    endforeach()
+endfunction()

@@ -1,0 +1,82 @@
+#include "base/check.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ERROR_TEXT_MAX = 2048 };
+
+static _Thread_local char error_buffer[ERROR_TEXT_MAX];
+static int panic_rank;
+static void (*panic_hook)(void);
+
+static void one_line(char *text)
+{
+    for (; *text != '\0'; text++) {
+        if (*text == '\n' || *text == '\r') {
+            *text = ' ';
+        }
+    }
+}
+
+int error_set(const char *format, ...)
+{
+    char text[ERROR_TEXT_MAX]; /* arguments may point into error_buffer */
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    one_line(text);
+    memcpy(error_buffer, text, sizeof text);
+    return -1;
+}
+
+int error_prepend(const char *format, ...)
+{
+    char prefix[ERROR_TEXT_MAX], text[2 * ERROR_TEXT_MAX];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(prefix, sizeof prefix, format, args);
+    va_end(args);
+    snprintf(text, sizeof text, "%s: %s", prefix, error_buffer);
+    return error_set("%.*s", ERROR_TEXT_MAX - 1, text);
+}
+
+const char *error_text(void)
+{
+    return error_buffer;
+}
+
+void error_clear(void)
+{
+    error_buffer[0] = '\0';
+}
+
+void panic_configure(int rank, void (*hook)(void))
+{
+    panic_rank = rank;
+    panic_hook = hook;
+}
+
+void panic(const char *file, int line, const char *condition, const char *format, ...)
+{
+    va_list args;
+
+    fflush(stdout);
+    fprintf(stderr, "cadre: rank %d stopped at %s:%d: ", panic_rank, file, line);
+    if (condition != NULL) {
+        fprintf(stderr, "not (%s): ", condition);
+    }
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    fflush(stderr);
+    if (panic_hook != NULL) {
+        panic_hook();
+    }
+    abort();
+}
