@@ -1,0 +1,135 @@
+#include "device/device.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/check.h"
+
+/* Pages straight from the kernel: zero until touched, so a reserved block costs nothing until used,
+ * and huge pages where the kernel grants them. */
+static void *cpu_allocate(void *context, size_t size_bytes)
+{
+    void *memory = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (memory == MAP_FAILED) {
+        return NULL;
+    }
+    madvise(memory, size_bytes, MADV_HUGEPAGE);
+    return memory;
+}
+
+static void cpu_release(void *context, void *memory, size_t size_bytes)
+{
+    munmap(memory, size_bytes);
+}
+
+static void cpu_copy(void *native, void *to, const void *from, size_t size_bytes)
+{
+    memcpy(to, from, size_bytes);
+}
+
+/* Addresses are never dereferenced; any distinct aligned number will do. */
+static void *null_allocate(void *context, size_t size_bytes)
+{
+    static uintptr_t next = (uintptr_t)1 << 46;
+
+    next += (size_bytes + 4095) / 4096 * 4096;
+    return (void *)(next - (size_bytes + 4095) / 4096 * 4096);
+}
+
+static void null_release(void *context, void *memory, size_t size_bytes)
+{
+}
+
+static void null_copy_from_host(void *native, void *memory, const void *host, size_t size_bytes)
+{
+}
+
+static void null_copy_to_host(void *native, void *host, const void *memory, size_t size_bytes)
+{
+    memset(host, 0, size_bytes);
+}
+
+/* Work has run when the caller goes on, so there is nothing to open or to wait for. */
+static void *immediate_open(void)
+{
+    return NULL;
+}
+
+static void immediate_do_nothing(void *native)
+{
+}
+
+const struct device *device_cpu(void)
+{
+    static const struct device cpu = {
+        .kind = DEVICE_CPU,
+        .memory = {cpu_allocate, cpu_release, NULL},
+        .stream_open = immediate_open,
+        .stream_close = immediate_do_nothing,
+        .stream_wait = immediate_do_nothing,
+        .copy_from_host = cpu_copy,
+        .copy_to_host = cpu_copy,
+        .copy = cpu_copy,
+    };
+    return &cpu;
+}
+
+const struct device *device_null(void)
+{
+    static const struct device null = {
+        .kind = DEVICE_NULL,
+        .memory = {null_allocate, null_release, NULL},
+        .stream_open = immediate_open,
+        .stream_close = immediate_do_nothing,
+        .stream_wait = immediate_do_nothing,
+        .copy_from_host = null_copy_from_host,
+        .copy_to_host = null_copy_to_host,
+        .copy = null_copy_from_host,
+    };
+    return &null;
+}
+
+struct stream *stream_create(const struct device *device, const struct ops *ops)
+{
+    struct stream *stream = calloc(1, sizeof *stream);
+
+    CHECK(stream != NULL, "out of memory");
+    stream->device = device;
+    stream->ops = ops;
+    stream->scratch = arena_create("op scratch", &device->memory);
+    stream->native = device->stream_open();
+    return stream;
+}
+
+void stream_destroy(struct stream *stream)
+{
+    if (stream != NULL) {
+        stream->device->stream_close(stream->native);
+        arena_destroy(stream->scratch);
+        free(stream);
+    }
+}
+
+void stream_wait(struct stream *stream)
+{
+    stream->device->stream_wait(stream->native);
+}
+
+void stream_copy_from_host(struct stream *stream, void *memory, const void *host, size_t size)
+{
+    stream->device->copy_from_host(stream->native, memory, host, size);
+}
+
+void stream_copy_to_host(struct stream *stream, void *host, const void *memory, size_t size)
+{
+    stream->device->copy_to_host(stream->native, host, memory, size);
+}
+
+void stream_copy(struct stream *stream, void *to, const void *from, size_t size)
+{
+    stream->device->copy(stream->native, to, from, size);
+}

@@ -1,0 +1,52 @@
+/* device.h - where memory lives and work runs.
+ *
+ * A stream is an order of work on a device: ops are issued to a stream and run in the order issued.
+ * On the CPU they run at once, in the caller; on CUDA later, and the host waits only where the
+ * layer code says so (stream_wait). DEVICE_NULL measures: its memory has addresses but no bytes and
+ * its ops do nothing, so that running a step on it yields the exact sizes of every arena. */
+#ifndef CADRE_DEVICE_DEVICE_H
+#define CADRE_DEVICE_DEVICE_H
+
+#include <stddef.h>
+
+#include "base/arena.h"
+
+struct ops;
+
+enum device_kind { DEVICE_CPU, DEVICE_NULL, DEVICE_CUDA };
+
+struct device {
+    enum device_kind kind;
+    int index;
+    struct memory_source memory;
+    /* What the stream_ functions below do. native is struct stream's. */
+    void *(*stream_open)(void); /* returns native */
+    void (*stream_close)(void *native);
+    void (*stream_wait)(void *native);
+    void (*copy_from_host)(void *native, void *device_memory, const void *host, size_t size_bytes);
+    void (*copy_to_host)(void *native, void *host, const void *device_memory, size_t size_bytes);
+    void (*copy)(void *native, void *to, const void *from, size_t size_bytes);
+};
+
+struct stream {
+    const struct device *device;
+    const struct ops *ops;
+    struct arena *scratch; /* of one op call: released when the op returns */
+    void *native;          /* cudaStream_t, or NULL */
+};
+
+const struct device *device_cpu(void);
+const struct device *device_null(void);
+
+struct stream *stream_create(const struct device *device, const struct ops *ops);
+void stream_destroy(struct stream *stream);
+/* The host waits until all work issued to the stream is done. */
+void stream_wait(struct stream *stream);
+/* Host to device and back, in stream order; when they return, the host's memory may be used again.
+ */
+void stream_copy_from_host(struct stream *stream, void *memory, const void *host, size_t size);
+void stream_copy_to_host(struct stream *stream, void *host, const void *memory, size_t size);
+/* Within the device, in stream order. */
+void stream_copy(struct stream *stream, void *to, const void *from, size_t size);
+
+#endif

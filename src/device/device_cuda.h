@@ -1,0 +1,14 @@
+/* device_cuda.h - NVIDIA Hopper GPUs (compute capability 9.0). In a build without CUDA the same
+ * functions report that there is none. */
+#ifndef CADRE_DEVICE_DEVICE_CUDA_H
+#define CADRE_DEVICE_DEVICE_CUDA_H
+
+#include "device/device.h"
+
+/* GPUs that this build could run on; 0 without CUDA, driver or GPU. */
+int device_cuda_count(void);
+/* GPU `index`, made current for the process, which uses one GPU. NULL with an error where there is
+ * none or it is not a Hopper. */
+const struct device *device_cuda(int index);
+
+#endif

@@ -1,0 +1,16 @@
+/* What device_cuda.h is in a cadre that was built without CUDA. */
+#ifndef CADRE_CUDA
+#include "base/check.h"
+#include "device/device_cuda.h"
+
+int device_cuda_count(void)
+{
+    return 0;
+}
+
+const struct device *device_cuda(int index)
+{
+    return FAIL_NULL("this cadre was built without CUDA: put nvcc on the PATH and build again, or "
+                     "use --device cpu");
+}
+#endif
