@@ -1,0 +1,217 @@
+/* RMSNorm and LayerNorm: a block a row; what a thread reads again it finds in the L1 cache. The
+ * gradients of the weights are summed over rows in two levels: a block goes through many rows and
+ * keeps its sums in shared memory, each element touched by one thread only. */
+#include "ops/column_sums_cuda.cuh"
+
+enum { BLOCK = 256, BACKWARD_BLOCKS_MAX = 528 };
+
+template <class T> struct norm_args {
+    T *y, *sum, *d_x;
+    const T *x, *residual, *weight, *bias, *d_y, *d_residual;
+    float *mean_out, *inv_std_out, *partial;
+    const float *mean, *inv_std;
+    float eps;
+    bool one_plus, layernorm;
+    int64_t num_rows, width;
+};
+
+/* x + residual, rounded to its dtype since that is what later layers see. */
+template <int N, class T>
+__device__ inline void norm_input(float (&x)[N], const norm_args<T> &a, int64_t at)
+{
+    load<N>(x, a.x, at);
+    if (a.residual != NULL) {
+        float residual[N];
+
+        load<N>(residual, a.residual, at);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            x[j] = to_float(from_float<T>(x[j] + residual[j]));
+        }
+        store<N>(a.sum, at, x);
+    }
+}
+
+template <int N, class T> __global__ void norm_forward_kernel(norm_args<T> a)
+{
+    __shared__ float buffer[32];
+    const int64_t first = (int64_t)blockIdx.x * a.width;
+    const T *from = a.residual != NULL ? a.sum : a.x;
+    float total = 0.0f, square = 0.0f, mean = 0.0f, inv_std;
+
+    for (int64_t i = threadIdx.x * N; i < a.width; i += BLOCK * N) {
+        float x[N];
+
+        norm_input<N>(x, a, first + i);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            total += x[j];
+            square += x[j] * x[j];
+        }
+    }
+    if (a.layernorm) {
+        mean = block_sum(total, buffer) / (float)a.width;
+        square = 0.0f;
+        for (int64_t i = threadIdx.x * N; i < a.width; i += BLOCK * N) {
+            float x[N];
+
+            load<N>(x, from, first + i);
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                square += (x[j] - mean) * (x[j] - mean);
+            }
+        }
+    }
+    inv_std = 1.0f / sqrtf(block_sum(square, buffer) / (float)a.width + a.eps);
+    for (int64_t i = threadIdx.x * N; i < a.width; i += BLOCK * N) {
+        float x[N], weight[N], bias[N] = {0.0f};
+
+        load<N>(x, from, first + i);
+        load<N>(weight, a.weight, i);
+        if (a.bias != NULL) {
+            load<N>(bias, a.bias, i);
+        }
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            const float w = a.one_plus ? 1.0f + weight[j] : weight[j];
+
+            x[j] = (x[j] - mean) * inv_std * w + bias[j];
+        }
+        store<N>(a.y, first + i, x);
+    }
+    if (threadIdx.x == 0) {
+        a.inv_std_out[blockIdx.x] = inv_std;
+        if (a.layernorm) {
+            a.mean_out[blockIdx.x] = mean;
+        }
+    }
+}
+
+extern "C" void norm_forward_cuda(struct stream *stream, const struct norm_forward *op)
+{
+    const int64_t width = op->x->dim[1];
+
+    WITH_PACK(op->x->dtype,
+              packable(width, {op->x, op->residual, op->sum, op->y, op->weight, op->bias}), {
+                  norm_args<T> a = {};
+
+                  a.y = data_of<T>(op->y);
+                  a.sum = data_of<T>(op->sum);
+                  a.x = data_of<T>(op->x);
+                  a.residual = data_of<T>(op->residual);
+                  a.weight = data_of<T>(op->weight);
+                  a.bias = data_of<T>(op->bias);
+                  a.mean_out = data_of<float>(op->mean);
+                  a.inv_std_out = data_of<float>(op->inv_std);
+                  a.eps = op->eps;
+                  a.one_plus = op->one_plus;
+                  a.layernorm = op->kind == NORM_LAYERNORM;
+                  a.width = width;
+                  LAUNCH(stream, (norm_forward_kernel<N, T>), op->x->dim[0], BLOCK, 0, a);
+              });
+}
+
+/* With n = (x - mean) * inv_std and g = d_y * w:
+ *   d_x = inv_std * (g - mean(g) - n * mean(g * n)), where mean(g) counts for LayerNorm only,
+ *   d_w += d_y * n, d_b += d_y. Shared memory: the block's sums of d_w and d_b. */
+template <int N, class T> __global__ void norm_backward_kernel(norm_args<T> a)
+{
+    extern __shared__ float sums[];
+    __shared__ float buffer[32];
+    float *d_w = sums, *d_b = sums + a.width;
+    const int64_t stride = a.layernorm ? 2 * a.width : a.width;
+
+    for (int64_t i = threadIdx.x; i < stride; i += BLOCK) {
+        sums[i] = 0.0f;
+    }
+    __syncthreads();
+    for (int64_t row = blockIdx.x; row < a.num_rows; row += gridDim.x) {
+        const int64_t first = row * a.width;
+        const float mean = a.layernorm ? a.mean[row] : 0.0f, inv_std = a.inv_std[row];
+        float sum_g = 0.0f, sum_gn = 0.0f;
+
+        for (int64_t i = threadIdx.x * N; i < a.width; i += BLOCK * N) {
+            float x[N], d_y[N], weight[N];
+
+            load<N>(x, a.x, first + i);
+            load<N>(d_y, a.d_y, first + i);
+            load<N>(weight, a.weight, i);
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                const float w = a.one_plus ? 1.0f + weight[j] : weight[j];
+                const float n = (x[j] - mean) * inv_std, g = d_y[j] * w;
+
+                d_w[i + j] += d_y[j] * n;
+                if (a.layernorm) {
+                    d_b[i + j] += d_y[j];
+                }
+                sum_g += g;
+                sum_gn += g * n;
+            }
+        }
+        sum_gn = block_sum(sum_gn, buffer) / (float)a.width;
+        sum_g = a.layernorm ? block_sum(sum_g, buffer) / (float)a.width : 0.0f;
+        for (int64_t i = threadIdx.x * N; i < a.width; i += BLOCK * N) {
+            float x[N], d_y[N], weight[N], residual[N] = {0.0f};
+
+            load<N>(x, a.x, first + i);
+            load<N>(d_y, a.d_y, first + i);
+            load<N>(weight, a.weight, i);
+            if (a.d_residual != NULL) {
+                load<N>(residual, a.d_residual, first + i);
+            }
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                const float w = a.one_plus ? 1.0f + weight[j] : weight[j];
+                const float n = (x[j] - mean) * inv_std;
+
+                x[j] = inv_std * (d_y[j] * w - sum_g - n * sum_gn) + residual[j];
+            }
+            store<N>(a.d_x, first + i, x);
+        }
+    }
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < stride; i += BLOCK) {
+        a.partial[blockIdx.x * stride + i] = sums[i];
+    }
+}
+
+template <int N, class T>
+static void norm_backward_launch(struct stream *stream, const struct norm_backward *op)
+{
+    const int64_t width = op->x->dim[1], num_rows = op->x->dim[0];
+    const int64_t num_blocks = num_rows < BACKWARD_BLOCKS_MAX ? num_rows : BACKWARD_BLOCKS_MAX;
+    const int64_t stride = op->kind == NORM_LAYERNORM ? 2 * width : width;
+    const size_t shared_bytes = (size_t)stride * sizeof(float);
+    norm_args<T> a = {};
+
+    CHECK(shared_bytes <= 227 * 1024 - 256, "norm of %lld columns", (long long)width);
+    CUDA_CHECK(cudaFuncSetAttribute(norm_backward_kernel<N, T>,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    (int)shared_bytes));
+    a.d_x = data_of<T>(op->d_x);
+    a.d_y = data_of<T>(op->d_y);
+    a.d_residual = data_of<T>(op->d_residual);
+    a.x = data_of<T>(op->x);
+    a.weight = data_of<T>(op->weight);
+    a.mean = data_of<float>(op->mean);
+    a.inv_std = data_of<float>(op->inv_std);
+    a.one_plus = op->one_plus;
+    a.layernorm = op->kind == NORM_LAYERNORM;
+    a.num_rows = num_rows;
+    a.width = width;
+    a.partial = (float *)arena_allocate(stream->scratch, (size_t)(num_blocks * stride) * 4);
+    LAUNCH(stream, (norm_backward_kernel<N, T>), num_blocks, BLOCK, shared_bytes, a);
+    column_sums_add(stream, data_of<float>(op->d_weight), a.partial, num_blocks, stride, width);
+    if (a.layernorm) {
+        column_sums_add(stream, data_of<float>(op->d_bias), a.partial + width, num_blocks, stride,
+                        width);
+    }
+}
+
+extern "C" void norm_backward_cuda(struct stream *stream, const struct norm_backward *op)
+{
+    WITH_PACK(op->x->dtype,
+              packable(op->x->dim[1], {op->x, op->d_x, op->d_y, op->d_residual, op->weight}),
+              { norm_backward_launch<N, T>(stream, op); });
+}
