@@ -1,0 +1,29 @@
+/* comm_mpi.h - groups of ranks over MPI. Host memory only. All MPI calls of the project are in
+ * comm_mpi.c; without MPI at build time, comm_mpi_absent.c says so. */
+#ifndef CADRE_COMM_COMM_MPI_H
+#define CADRE_COMM_COMM_MPI_H
+
+#include <stdint.h>
+
+#include "comm/comm.h"
+
+enum { COMM_MPI_GROUPS_MAX = 32 };
+
+/* MPI_Init; rank and size are those of the world. */
+int comm_mpi_start(int *argc, char ***argv, int *rank, int *size);
+void comm_mpi_finish(void);
+/* Ends every rank of the job. */
+void comm_mpi_abort(int status) __attribute__((noreturn));
+
+/* The group of the world ranks members[size], of which this rank is one; all of them create it with
+ * the same number < COMM_MPI_GROUPS_MAX. Two groups of the same number must not share two ranks:
+ * "tp" of all ranks may have one number. Needs no communication. */
+struct comm *comm_mpi_create(const char *name, int number, const int *members, int size);
+
+/* How long a wait may take before the job is stopped (--distributed-timeout-minutes). */
+void comm_mpi_set_timeout(double seconds);
+/* For tests, the same on all ranks. Larger messages are sent in pieces (MPI counts in int; 1 GiB),
+ * and a reduction holds this much of other ranks' data at once (16 MiB). */
+void comm_mpi_set_limits(int64_t message_bytes, int64_t staging_bytes);
+
+#endif

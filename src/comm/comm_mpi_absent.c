@@ -1,0 +1,36 @@
+/* What comm_mpi.h is in a cadre that was built without MPI. */
+#ifndef CADRE_MPI
+#include <stdlib.h>
+
+#include "base/check.h"
+#include "comm/comm_mpi.h"
+
+int comm_mpi_start(int *argc, char ***argv, int *rank, int *size)
+{
+    return error_set(
+        "started as one of several processes, but this cadre was built without MPI: "
+        "install libopenmpi-dev or libmpich-dev and build again, or start one process");
+}
+
+void comm_mpi_finish(void)
+{
+}
+
+void comm_mpi_abort(int status)
+{
+    exit(status);
+}
+
+struct comm *comm_mpi_create(const char *name, int number, const int *members, int size)
+{
+    PANIC("group %s of %d ranks in a build without MPI", name, size);
+}
+
+void comm_mpi_set_timeout(double seconds)
+{
+}
+
+void comm_mpi_set_limits(int64_t message_bytes, int64_t staging_bytes)
+{
+}
+#endif

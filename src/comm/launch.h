@@ -1,0 +1,22 @@
+/* launch.h - how many processes this run has, and how it starts and ends.
+ *
+ * A process that mpirun or srun started as one of several joins MPI; one that was started alone
+ * does not touch MPI at all. main calls launch_init first and launch_finish or launch_fail last. */
+#ifndef CADRE_COMM_LAUNCH_H
+#define CADRE_COMM_LAUNCH_H
+
+/* Joins MPI where the environment says so, and makes panic stop all ranks. Fails when the launcher
+ * and MPI disagree, or cadre was built without MPI. */
+int launch_init(int *argc, char ***argv);
+int launch_rank(void);
+int launch_size(void);
+/* What the launcher's environment says: 1 when this process was started alone. */
+int launch_size_from_environment(int *size);
+
+/* Leaves MPI; all ranks must come here. */
+void launch_finish(void);
+/* Prints "cadre: error: TEXT" and ends all ranks with exit status 1. Where all ranks fail alike,
+ * such as for a wrong flag, rank 0 is given the time to say it for all. */
+void launch_fail(const char *text) __attribute__((noreturn));
+
+#endif
