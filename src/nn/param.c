@@ -1,0 +1,158 @@
+#include "nn/param.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/rng.h"
+#include "ops/ops.h"
+
+void param_list_init(struct param_list *list)
+{
+    memset(list, 0, sizeof *list);
+}
+
+void param_list_free(struct param_list *list)
+{
+    for (int i = 0; i < list->num_params; i++) {
+        free(list->params[i]);
+    }
+    free(list->params);
+    memset(list, 0, sizeof *list);
+}
+
+struct param *param_find(const struct param_list *list, const char *name)
+{
+    for (int i = 0; i < list->num_params; i++) {
+        if (strcmp(list->params[i]->name, name) == 0) {
+            return list->params[i];
+        }
+    }
+    return NULL;
+}
+
+struct param *param_add(struct param_list *list, const struct param *facts)
+{
+    struct param *param = malloc(sizeof *param);
+
+    CHECK(param != NULL, "out of memory");
+    CHECK(param_find(list, facts->name) == NULL, "parameter %s added twice", facts->name);
+    CHECK(box_inside(&facts->box, facts->global_shape), "box of %s", facts->name);
+    *param = *facts;
+    list->params = realloc(list->params, (size_t)(list->num_params + 1) * sizeof *list->params);
+    CHECK(list->params != NULL, "out of memory");
+    list->params[list->num_params++] = param;
+    param->start = list->num_elements;
+    list->num_elements += (box_num_elements(&param->box) + PARAM_ALIGNMENT_ELEMENTS - 1) /
+                          PARAM_ALIGNMENT_ELEMENTS * PARAM_ALIGNMENT_ELEMENTS;
+    return param;
+}
+
+static struct tensor slice(const struct tensor *buffer, const struct param *param)
+{
+    char *first = (char *)buffer->data + param->start * dtype_size_bytes(buffer->dtype);
+
+    return tensor_wrap(first, buffer->dtype, param->box.size, param->num_dims);
+}
+
+void param_list_allocate(struct param_list *list, struct arena *arena, struct stream *stream,
+                         enum dtype dtype, bool with_grads)
+{
+    list->values = tensor_new(arena, dtype, list->num_elements);
+    op_fill_zero(stream, &list->values);
+    list->grads = tensor_of(NULL, DTYPE_F32, 0);
+    if (with_grads) {
+        list->grads = tensor_new(arena, DTYPE_F32, list->num_elements);
+        op_fill_zero(stream, &list->grads);
+    }
+    for (int i = 0; i < list->num_params; i++) {
+        struct param *param = list->params[i];
+
+        param->value = slice(&list->values, param);
+        if (with_grads) {
+            param->grad = slice(&list->grads, param);
+        }
+    }
+}
+
+/* Index in the global tensor of element `local` of the box. */
+static int64_t global_index(const struct param *param, int64_t local)
+{
+    int64_t index = 0, stride = 1;
+
+    for (int i = param->num_dims - 1; i >= 0; i--) {
+        index += (param->box.offset[i] + local % param->box.size[i]) * stride;
+        local /= param->box.size[i];
+        stride *= param->global_shape[i];
+    }
+    return index;
+}
+
+static float initial_value(const struct param *param, struct rng_key key, int64_t local)
+{
+    switch (param->init) {
+    case PARAM_INIT_ONES:
+        return 1.0f;
+    case PARAM_INIT_ZEROS:
+        return 0.0f;
+    case PARAM_INIT_NORMAL:
+        break;
+    }
+    return (float)(param->init_std * rng_normal(key, 0, (uint64_t)global_index(param, local)));
+}
+
+static void initialize(struct param *param, struct stream *stream, uint64_t seed)
+{
+    const struct rng_key key = rng_key(seed, param->name, 0);
+    const int64_t count = box_num_elements(&param->box);
+    const bool bf16 = param->value.dtype == DTYPE_BF16;
+    char *host = malloc(tensor_size_bytes(&param->value) + 1);
+
+    CHECK(host != NULL, "out of memory for the initial values of %s", param->name);
+#pragma omp parallel for schedule(static) if (count > 4096)
+    for (int64_t i = 0; i < count; i++) {
+        const float value = initial_value(param, key, i);
+
+        if (bf16) {
+            ((bf16_t *)host)[i] = bf16_from_float(value);
+        } else {
+            ((float *)host)[i] = value;
+        }
+    }
+    stream_copy_from_host(stream, param->value.data, host, tensor_size_bytes(&param->value));
+    free(host);
+}
+
+void param_list_initialize(struct param_list *list, struct stream *stream, uint64_t seed)
+{
+    if (stream->device->kind == DEVICE_NULL) {
+        return;
+    }
+    for (int i = 0; i < list->num_params; i++) {
+        initialize(list->params[i], stream, seed);
+    }
+}
+
+int64_t param_list_num_global(const struct param_list *list)
+{
+    int64_t total = 0;
+
+    for (int i = 0; i < list->num_params; i++) {
+        const struct box whole =
+            box_whole(list->params[i]->global_shape, list->params[i]->num_dims);
+
+        total += box_num_elements(&whole);
+    }
+    return total;
+}
+
+int64_t param_list_num_local(const struct param_list *list)
+{
+    int64_t total = 0;
+
+    for (int i = 0; i < list->num_params; i++) {
+        total += box_num_elements(&list->params[i]->box);
+    }
+    return total;
+}
