@@ -1,0 +1,253 @@
+#include "moe/dispatcher_plan.h"
+
+#include <stdlib.h>
+
+#include "base/check.h"
+#include "ops/ops.h"
+
+int dispatch_num_local(const struct dispatch_layout *layout)
+{
+    return layout->num_experts / layout->ep;
+}
+
+static int64_t count(const struct dispatch_layout *layout, const int32_t *counts, int s, int t,
+                     int expert)
+{
+    return counts[(int64_t)(s * layout->etp + t) * layout->num_experts + expert];
+}
+
+/* Rows that rank (s, t) sends to the experts of EP rank `to`. */
+static int64_t count_to(const struct dispatch_layout *layout, const int32_t *counts, int s, int t,
+                        int to)
+{
+    const int num_local = dispatch_num_local(layout);
+    int64_t total = 0;
+
+    for (int e = to * num_local; e < (to + 1) * num_local; e++) {
+        total += count(layout, counts, s, t, e);
+    }
+    return total;
+}
+
+static void plan_offsets(const struct dispatch_layout *layout, const int32_t *counts,
+                         int32_t *offsets)
+{
+    const int num_local = dispatch_num_local(layout);
+
+    offsets[0] = 0;
+    for (int e = 0; e < num_local; e++) {
+        int64_t end = offsets[e];
+
+        for (int s = 0; s < layout->ep; s++) {
+            for (int t = 0; t < layout->etp; t++) {
+                end += count(layout, counts, s, t, layout->ep_rank * num_local + e);
+            }
+        }
+        CHECK(end <= INT32_MAX, "%lld rows for the experts of one rank", (long long)end);
+        offsets[e + 1] = (int32_t)end;
+    }
+}
+
+void dispatch_plan_exchange(const struct dispatch_layout *layout, const int32_t *counts,
+                            struct dispatch_exchange *exchange, int32_t *offsets)
+{
+    exchange->num_sent = exchange->num_received = exchange->num_rows = 0;
+    for (int s = 0; s < layout->ep; s++) {
+        exchange->send_rows[s] = count_to(layout, counts, layout->ep_rank, layout->etp_rank, s);
+        exchange->recv_rows[s] = count_to(layout, counts, s, layout->etp_rank, layout->ep_rank);
+        exchange->num_sent += exchange->send_rows[s];
+        exchange->num_received += exchange->recv_rows[s];
+    }
+    for (int t = 0; t < layout->etp; t++) {
+        exchange->etp_rows[t] = 0;
+        for (int s = 0; s < layout->ep; s++) {
+            exchange->etp_rows[t] += count_to(layout, counts, s, t, layout->ep_rank);
+        }
+        exchange->num_rows += exchange->etp_rows[t];
+    }
+    plan_offsets(layout, counts, offsets);
+}
+
+/* First row of the block (expert, s, t) in the order wanted: all blocks of the expert before it. */
+static int64_t block_row(const struct dispatch_layout *layout, const int32_t *counts,
+                         const int32_t *offsets, int s, int t, int local)
+{
+    const int expert = layout->ep_rank * dispatch_num_local(layout) + local;
+    int64_t row = offsets[local];
+
+    for (int source = 0; source < s * layout->etp + t; source++) {
+        row += counts[(int64_t)source * layout->num_experts + expert];
+    }
+    return row;
+}
+
+void dispatch_plan_order(const struct dispatch_layout *layout, const int32_t *counts,
+                         const int32_t *offsets, int32_t *arrival, int32_t *row_at)
+{
+    const int num_local = dispatch_num_local(layout);
+    int32_t place = 0;
+
+    for (int t = 0; t < layout->etp; t++) {
+        for (int s = 0; s < layout->ep; s++) {
+            for (int local = 0; local < num_local; local++) {
+                const int64_t row = block_row(layout, counts, offsets, s, t, local);
+                const int64_t n = count(layout, counts, s, t, layout->ep_rank * num_local + local);
+
+                for (int64_t i = 0; i < n; i++) {
+                    arrival[row + i] = place;
+                    row_at[place++] = (int32_t)(row + i);
+                }
+            }
+        }
+    }
+}
+
+struct tensor dispatch_index(const struct pass *pass, struct arena *arena, const int32_t *index,
+                             int64_t n)
+{
+    struct tensor tensor = tensor_new(arena, DTYPE_I32, n);
+
+    stream_copy_from_host(pass->stream, tensor.data, index, tensor_size_bytes(&tensor));
+    return tensor;
+}
+
+struct tensor dispatch_gather(const struct pass *pass, struct arena *arena, const struct tensor *x,
+                              const struct tensor *index)
+{
+    struct tensor y = tensor_new(arena, x->dtype, index->dim[0], x->dim[1]);
+
+    op_row_gather(pass->stream, &(struct row_gather){.y = &y, .x = x, .index = index});
+    return y;
+}
+
+static void *host_array(int64_t n)
+{
+    void *array = calloc((size_t)n + 1, sizeof(int32_t));
+
+    CHECK(array != NULL, "out of memory for the plan of %lld rows", (long long)n);
+    return array;
+}
+
+/* The slots by expert. Returns the permutation's row_prob and offsets, and row_token in
+ * plan->send_token; these have room for all slots. */
+static void permute(const struct pass *pass, const struct dispatch_input *input,
+                    struct dispatched *plan, struct tensor *prob, struct tensor *offsets)
+{
+    const int64_t num_tokens = input->indices->dim[0], topk = input->indices->dim[1];
+    const int64_t num_slots = input->padded_capacity > 0
+                                  ? input->padded_capacity * input->num_experts
+                                  : num_tokens * topk;
+
+    plan->row_of = tensor_new(pass->saved, DTYPE_I32, num_tokens, topk);
+    plan->send_token = tensor_new(pass->saved, DTYPE_I32, num_slots);
+    *prob = tensor_new(pass->scratch, DTYPE_F32, num_slots);
+    *offsets = tensor_new(pass->scratch, DTYPE_I32, input->num_experts + 1);
+    op_permutation(pass->stream, &(struct permutation){.row_of = &plan->row_of,
+                                                       .row_token = &plan->send_token,
+                                                       .row_prob = prob,
+                                                       .offsets = offsets,
+                                                       .indices = input->indices,
+                                                       .probs = input->probs,
+                                                       .padded_capacity = input->padded_capacity});
+}
+
+/* This rank's counts. The device that only measures memory routes evenly. */
+static void own_counts(const struct pass *pass, const struct tensor *offsets, int64_t num_slots,
+                       int32_t *counts)
+{
+    const int64_t num_experts = offsets->dim[0] - 1;
+    int32_t *host = host_array(num_experts + 1);
+
+    if (pass->stream->device->kind == DEVICE_NULL) {
+        for (int64_t e = 0; e <= num_experts; e++) {
+            host[e] = (int32_t)(num_slots * e / num_experts);
+        }
+    } else {
+        stream_wait(pass->stream);
+        stream_copy_to_host(pass->stream, host, offsets->data, tensor_size_bytes(offsets));
+    }
+    for (int64_t e = 0; e < num_experts; e++) {
+        counts[e] = host[e + 1] - host[e];
+    }
+    free(host);
+}
+
+/* All ranks' counts; with padding they are known: nothing is exchanged. */
+static int32_t *all_counts(const struct pass *pass, struct comm *comm, int64_t padded_capacity,
+                           const struct tensor *offsets, int64_t num_slots)
+{
+    const struct arena_mark mark = arena_mark(pass->scratch);
+    const int64_t num_experts = offsets->dim[0] - 1;
+    int32_t *counts = host_array(comm->size * num_experts);
+    struct tensor own, all;
+
+    own_counts(pass, offsets, num_slots, counts);
+    if (padded_capacity > 0 || pass->stream->device->kind == DEVICE_NULL) {
+        for (int64_t i = num_experts; i < comm->size * num_experts; i++) {
+            counts[i] = counts[i % num_experts];
+        }
+        return counts;
+    }
+    own = dispatch_index(pass, pass->scratch, counts, num_experts);
+    all = tensor_new(pass->scratch, DTYPE_I32, comm->size * num_experts);
+    comm_wait(comm_all_gather(comm, pass->stream, &all, &own), pass->stream);
+    stream_wait(pass->stream);
+    stream_copy_to_host(pass->stream, counts, all.data, tensor_size_bytes(&all));
+    arena_release(pass->scratch, mark);
+    return counts;
+}
+
+static void make_order(const struct pass *pass, const struct dispatch_layout *layout,
+                       const int32_t *counts, struct dispatched *plan)
+{
+    const int num_local = dispatch_num_local(layout);
+    int32_t *offsets = host_array(num_local + 1), *arrival, *row_at;
+
+    dispatch_plan_exchange(layout, counts, &plan->exchange, offsets);
+    plan->num_rows = plan->exchange.num_rows;
+    arrival = host_array(plan->num_rows);
+    row_at = host_array(plan->num_rows);
+    dispatch_plan_order(layout, counts, offsets, arrival, row_at);
+    plan->offsets = dispatch_index(pass, pass->saved, offsets, num_local + 1);
+    plan->arrival = dispatch_index(pass, pass->saved, arrival, plan->num_rows);
+    plan->row_at = dispatch_index(pass, pass->saved, row_at, plan->num_rows);
+    free(offsets);
+    free(arrival);
+    free(row_at);
+}
+
+struct tensor dispatch_plan_make(const struct pass *pass, const struct dispatch_layout *layout,
+                                 struct comm *comm, const struct dispatch_input *input,
+                                 struct dispatched *plan)
+{
+    struct tensor prob, offsets;
+    int32_t *counts;
+
+    CHECK(layout->num_experts % layout->ep == 0, "%d experts on %d ranks", layout->num_experts,
+          layout->ep);
+    CHECK(layout->ep <= DISPATCH_RANKS_MAX && layout->etp <= DISPATCH_RANKS_MAX,
+          "expert-parallel groups of %d and %d ranks; at most %d are supported", layout->ep,
+          layout->etp, DISPATCH_RANKS_MAX);
+    permute(pass, input, plan, &prob, &offsets);
+    counts = all_counts(pass, comm, input->padded_capacity, &offsets, prob.dim[0]);
+    make_order(pass, layout, counts, plan);
+    free(counts);
+    plan->send_token = tensor_rows(&plan->send_token, 0, plan->exchange.num_sent);
+    return tensor_rows(&prob, 0, plan->exchange.num_sent);
+}
+
+void dispatch_rows_out(const struct pass *pass, const struct dispatched *plan,
+                       struct tensor *received, const struct tensor *sent)
+{
+    comm_wait(comm_all_to_all(pass->groups->ep, pass->stream, received, plan->exchange.recv_rows,
+                              sent, plan->exchange.send_rows),
+              pass->stream);
+}
+
+void dispatch_rows_home(const struct pass *pass, const struct dispatched *plan, struct tensor *sent,
+                        const struct tensor *received)
+{
+    comm_wait(comm_all_to_all(pass->groups->ep, pass->stream, sent, plan->exchange.send_rows,
+                              received, plan->exchange.recv_rows),
+              pass->stream);
+}

@@ -1,0 +1,37 @@
+/* metrics.h - what MoE layers report for the log, one slot a layer, summed over microbatches
+ * (M1.15). */
+#ifndef CADRE_MOE_METRICS_H
+#define CADRE_MOE_METRICS_H
+
+#include <stdbool.h>
+
+#include "device/device.h"
+#include "tensor/tensor.h"
+
+enum moe_metric {
+    MOE_LOAD_BALANCING_LOSS,
+    MOE_SEQ_LOAD_BALANCING_LOSS,
+    MOE_GLOBAL_LOAD_BALANCING_LOSS,
+    MOE_Z_LOSS,
+    NUM_MOE_METRICS
+};
+
+struct moe_metrics {
+    struct tensor sums[NUM_MOE_METRICS]; /* [num_layers] f32 on the device */
+    bool used[NUM_MOE_METRICS];
+    int num_layers;
+};
+
+/* "load_balancing_loss", "z_loss", ...: the reference's names. */
+const char *moe_metric_name(enum moe_metric metric);
+void moe_metrics_init(struct moe_metrics *metrics, struct stream *stream, struct arena *arena,
+                      int num_layers);
+/* Adds value [1] f32 to the layer's slot. metrics may be NULL. */
+void moe_metrics_add(struct moe_metrics *metrics, struct stream *stream, enum moe_metric metric,
+                     int layer, const struct tensor *value);
+void moe_metrics_clear(struct moe_metrics *metrics, struct stream *stream);
+/* The sums of one metric, on the host: values[num_layers]. */
+void moe_metrics_read(const struct moe_metrics *metrics, struct stream *stream,
+                      enum moe_metric metric, float *values);
+
+#endif
