@@ -1,0 +1,20 @@
+/* memory_report.h - how much memory a step takes, known before anything is allocated: the step is
+ * run on DEVICE_NULL, by the same code, and its arenas tell their peaks. */
+#ifndef CADRE_TRAIN_MEMORY_REPORT_H
+#define CADRE_TRAIN_MEMORY_REPORT_H
+
+#include "args/options.h"
+
+struct memory_report {
+    int64_t parameters_bytes, gradients_bytes, optimizer_bytes;
+    int64_t run_bytes;         /* all of the run arena: the above and the buffers */
+    int64_t activations_bytes; /* peak of what forward keeps for backward, of one microbatch */
+    int64_t scratch_bytes;     /* peak within calls */
+    int64_t total_bytes;
+};
+
+int memory_report_compute(struct memory_report *report, const struct options *options,
+                          int64_t vocab_size);
+void memory_report_print(const struct memory_report *report);
+
+#endif

@@ -1,0 +1,319 @@
+#include "train/train.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "ops/ops.h"
+#include "train/evaluate.h"
+#include "train/exit_signal.h"
+#include "train/memory_report.h"
+#include "train/model_setup.h"
+#include "train/run_data.h"
+#include "train/train_checkpoint.h"
+#include "train/training_log.h"
+#include "train/upcycle.h"
+
+/* One run of the command. */
+struct training_run {
+    const struct options *options;
+    struct trainer trainer;
+    struct run_data data;
+    struct training_log log;
+    int64_t num_iterations;
+    int64_t last_saved; /* iteration of the newest checkpoint; -1: none by this run */
+    double started_at;
+    bool memory_reported;
+};
+
+static void log_datetime(const char *what)
+{
+    const time_t now = time(NULL);
+    struct tm local;
+    char text[32];
+
+    localtime_r(&now, &local);
+    strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &local);
+    log_info("[%s] datetime: %s ", what, text);
+}
+
+/* The directory to load from, which may be the fallback of --pretrained-checkpoint. */
+static enum checkpoint_found find_checkpoint(const struct options *options,
+                                             char path[PATH_LENGTH_MAX])
+{
+    enum checkpoint_found found = CHECKPOINT_NONE;
+
+    if (options->load != NULL) {
+        found = checkpoint_find(options->load, options->ckpt_step, path);
+    }
+    if (found == CHECKPOINT_NONE && options->finetune && options->pretrained_checkpoint != NULL) {
+        found = checkpoint_find(options->pretrained_checkpoint, -1, path);
+    }
+    return found;
+}
+
+static int report_missing(const struct options *options)
+{
+    if (options->load == NULL) {
+        return 0;
+    }
+    if (options->exit_on_missing_checkpoint) {
+        return error_set("--load %s holds no checkpoint, and --exit-on-missing-checkpoint is set",
+                         options->load);
+    }
+    log_warn("could not find the metadata file %s/latest_checkpointed_iteration.txt",
+             options->load);
+    log_info("    will not load any checkpoints and will start from random");
+    return 0;
+}
+
+static int load_checkpoint(struct training_run *run)
+{
+    char path[PATH_LENGTH_MAX];
+    struct checkpoint *checkpoint;
+    int result;
+
+    switch (find_checkpoint(run->options, path)) {
+    case CHECKPOINT_ERROR:
+        return -1;
+    case CHECKPOINT_NONE:
+        return report_missing(run->options);
+    case CHECKPOINT_FOUND:
+        break;
+    }
+    checkpoint = checkpoint_open(path, NULL);
+    if (checkpoint == NULL) {
+        return -1;
+    }
+    result = run->options->moe_use_upcycling ? upcycle_restore(&run->trainer, checkpoint)
+                                             : train_checkpoint_restore(&run->trainer, checkpoint);
+    checkpoint_close(checkpoint);
+    if (result != 0) {
+        return error_prepend("loading %s", path);
+    }
+    log_info("  successfully loaded checkpoint from %s at iteration %lld", path,
+             (long long)run->trainer.iteration);
+    return 0;
+}
+
+static int save_checkpoint(struct training_run *run)
+{
+    struct timers *timers = &run->trainer.timers;
+
+    if (run->options->save == NULL || run->last_saved == run->trainer.iteration) {
+        return 0;
+    }
+    progress_clear();
+    timers_stop(timers, "interval-time", 0); /* a save is not time spent training */
+    timers_start(timers, "save-checkpoint", 0);
+    TRY(train_checkpoint_save(&run->trainer));
+    timers_stop(timers, "save-checkpoint", 0);
+    timers_start(timers, "interval-time", 0);
+    progress_resume(&run->log.progress);
+    run->last_saved = run->trainer.iteration;
+    return 0;
+}
+
+/* Loads, or upcycles and saves at once: M8.10. */
+static int restore(struct training_run *run)
+{
+    timers_start(&run->trainer.timers, "load-checkpoint", 0);
+    TRY(load_checkpoint(run));
+    timers_stop(&run->trainer.timers, "load-checkpoint", 0);
+    return run->options->moe_use_upcycling ? train_checkpoint_save(&run->trainer) : 0;
+}
+
+static void report_model(const struct training_run *run)
+{
+    const struct model_config *config = &run->trainer.config;
+
+    log_info(" > padded vocab (size: %lld) with %lld dummy tokens (new size: %lld)",
+             (long long)config->vocab_size,
+             (long long)(config->padded_vocab_size - config->vocab_size),
+             (long long)config->padded_vocab_size);
+    log_info(" > number of parameters on (tensor, pipeline) model parallel rank (0, 0): %lld",
+             (long long)param_list_num_local(&run->trainer.stage.params));
+}
+
+static int set_up(struct training_run *run)
+{
+    const struct options *options = run->options;
+    struct memory_report memory;
+    int64_t vocab_size;
+
+    TRY(run_data_open_tokenizer(&run->data, options));
+    vocab_size = tokenizer_vocab_size(run->data.tokenizer);
+    TRY(memory_report_compute(&memory, options, vocab_size));
+    memory_report_print(&memory);
+    TRY(trainer_create(&run->trainer, options, vocab_size, device_cpu(), ops_cpu(),
+                       &(struct trainer_memory){.run_bytes = memory.run_bytes,
+                                                .saved_bytes = memory.activations_bytes,
+                                                .scratch_bytes = memory.scratch_bytes}));
+    report_model(run);
+    TRY(restore(run));
+    run->num_iterations = training_num_iterations(options, &run->trainer.batch_size);
+    log_datetime("after model, optimizer, and learning rate scheduler are built");
+    TRY(run_data_open(&run->data, options, run->num_iterations, run->trainer.consumed_samples,
+                      run->trainer.consumed_valid_samples));
+    log_datetime("after dataloaders are built");
+    log_info("done with setup ...");
+    return 0;
+}
+
+static int run_evaluation(struct training_run *run, struct loader *loader, const char *where)
+{
+    struct trainer *trainer = &run->trainer;
+    double loss;
+
+    if (loader == NULL || run->options->eval_iters == 0) {
+        return 0;
+    }
+    progress_clear();
+    timers_stop(&trainer->timers, "interval-time", 0);
+    timers_start(&trainer->timers, "eval-time", 0);
+    log_info("Evaluating on %lld samples",
+             (long long)(run->options->eval_iters * run->options->global_batch_size));
+    TRY(evaluate(trainer, loader, run->options->eval_iters, &loss));
+    timers_stop(&trainer->timers, "eval-time", 0);
+    timers_start(&trainer->timers, "interval-time", 0);
+    training_log_validation(&run->log, where, loss);
+    return 0;
+}
+
+static int evaluate_if_due(struct training_run *run)
+{
+    struct trainer *trainer = &run->trainer;
+    char where[64];
+
+    if (run->options->eval_interval == 0 || trainer->iteration % run->options->eval_interval != 0) {
+        return 0;
+    }
+    snprintf(where, sizeof where, "iteration %lld", (long long)trainer->iteration);
+    TRY(run_evaluation(run, run->data.valid, where));
+    if (run->data.valid != NULL) {
+        trainer->consumed_valid_samples +=
+            run->options->eval_iters * run->options->global_batch_size;
+    }
+    return 0;
+}
+
+static int save_if_due(struct training_run *run)
+{
+    if (run->options->save_interval == 0 ||
+        run->trainer.iteration % run->options->save_interval != 0) {
+        return 0;
+    }
+    return save_checkpoint(run);
+}
+
+/* Does a flag end the run here (M8.8)? Saves first. */
+static int exit_if_due(struct training_run *run, bool *leave)
+{
+    const struct options *options = run->options;
+    const double minutes = (timers_system_clock() - run->started_at) / 60.0;
+
+    *leave = true;
+    if (options->exit_signal_handler && exit_signal_received()) {
+        TRY(save_checkpoint(run));
+        log_info("exiting program after receiving SIGTERM.");
+        return 0;
+    }
+    if (options->exit_duration_in_mins > 0 && minutes > (double)options->exit_duration_in_mins) {
+        TRY(save_checkpoint(run));
+        log_info("exiting program after %.1f minutes", minutes);
+        return 0;
+    }
+    if (options->exit_interval > 0 && run->trainer.iteration % options->exit_interval == 0) {
+        TRY(save_checkpoint(run));
+        log_info("exiting program at iteration %lld", (long long)run->trainer.iteration);
+        return 0;
+    }
+    *leave = false;
+    return 0;
+}
+
+/* After the first step: what the arenas really held, to be compared with the report made before. */
+static void report_memory_once(struct training_run *run)
+{
+    const struct trainer *trainer = &run->trainer;
+    const size_t used = arena_used_bytes(trainer->run) + arena_used_bytes(trainer->saved) +
+                        arena_used_bytes(trainer->scratch);
+    const size_t peak = arena_peak_bytes(trainer->run) + arena_peak_bytes(trainer->saved) +
+                        arena_peak_bytes(trainer->scratch) +
+                        arena_peak_bytes(trainer->stream->scratch);
+
+    if (!run->memory_reported) {
+        run->memory_reported = true;
+        log_info("[Rank 0] (after %lld iterations) memory (MB) | allocated: %.1f | max allocated: "
+                 "%.1f",
+                 (long long)trainer->iteration, (double)used / 1e6, (double)peak / 1e6);
+    }
+}
+
+static int training_loop(struct training_run *run, bool *left)
+{
+    *left = false;
+    while (run->trainer.iteration < run->num_iterations && !*left) {
+        struct step_result result;
+
+        TRY(train_step(&run->trainer, run->data.train, &result));
+        training_log_step(&run->log, &result);
+        report_memory_once(run);
+        TRY(evaluate_if_due(run));
+        TRY(save_if_due(run));
+        TRY(exit_if_due(run, left));
+    }
+    return 0;
+}
+
+static int evaluate_at_end(struct training_run *run)
+{
+    char where[96];
+
+    snprintf(where, sizeof where, "iteration %lld on validation set",
+             (long long)run->trainer.iteration);
+    TRY(run_evaluation(run, run->data.valid, where));
+    snprintf(where, sizeof where, "iteration %lld on test set", (long long)run->trainer.iteration);
+    return run_evaluation(run, run->data.test, where);
+}
+
+static int train_and_evaluate(struct training_run *run)
+{
+    bool left = false;
+
+    if (!run->options->skip_train && run->data.train != NULL) {
+        log_info("training ...");
+        log_datetime("before the start of training step");
+        TRY(training_loop(run, &left));
+        log_datetime("after training is done");
+        if (!left) {
+            TRY(save_checkpoint(run));
+        }
+    }
+    return left ? 0 : evaluate_at_end(run);
+}
+
+int train(const struct options *options)
+{
+    struct training_run run = {.options = options, .last_saved = -1};
+    int result;
+
+    run.started_at = timers_system_clock();
+    ops_cpu_set_num_threads((int)options->num_threads);
+    if (options->exit_signal_handler) {
+        exit_signal_install();
+    }
+    result = set_up(&run);
+    if (result == 0) {
+        run.last_saved = run.trainer.iteration > 0 ? run.trainer.iteration : -1;
+        result = training_log_open(&run.log, &run.trainer, run.num_iterations);
+    }
+    if (result == 0) {
+        result = train_and_evaluate(&run);
+    }
+    training_log_close(&run.log);
+    run_data_close(&run.data);
+    trainer_destroy(&run.trainer);
+    return result;
+}
