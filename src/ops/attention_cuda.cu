@@ -273,9 +273,10 @@ __global__ void __launch_bounds__(BLOCK) attention_d_q_kernel(attention_args<T> 
         for (int i = 0; i < TILE / LANES; i++) {
             const int key = lane + LANES * i;
 
-            weights[row * TILE + key] = weights_of(h, q + row * pitch, k + key * pitch,
-                                                   v + key * pitch, d_out + row * pitch, s, j0 + key)
-                                            .d_score;
+            weights[row * TILE + key] =
+                weights_of(h, q + row * pitch, k + key * pitch, v + key * pitch,
+                           d_out + row * pitch, s, j0 + key)
+                    .d_score;
         }
         __syncwarp();
         accumulate_tile<COLUMNS>(d_q, weights + row * TILE, k, lane, a.d);
@@ -386,10 +387,9 @@ extern "C" void attention_forward_cuda(struct stream *stream, const struct atten
     WITH_ACT(op->q->dtype, {
         const attention_args<T> a = args_of<T>(op);
 
-        attention_launch<T>(stream,
-                            a.d <= 128 ? attention_forward_kernel<T, 16>
-                                       : attention_forward_kernel<T, 32>,
-                            a, a.b * a.num_heads, a.s, 3, 1);
+        attention_launch<T>(
+            stream, a.d <= 128 ? attention_forward_kernel<T, 16> : attention_forward_kernel<T, 32>,
+            a, a.b * a.num_heads, a.s, 3, 1);
     });
 }
 
@@ -408,8 +408,8 @@ extern "C" void attention_backward_cuda(struct stream *stream, const struct atte
         attention_launch<T>(stream,
                             a.d <= 128 ? attention_d_q_kernel<T, 16> : attention_d_q_kernel<T, 32>,
                             a, a.b * a.num_heads, a.s, 4, 1);
-        attention_launch<T>(stream,
-                            a.d <= 128 ? attention_d_kv_kernel<T, 16> : attention_d_kv_kernel<T, 32>,
-                            a, a.b * a.num_groups, a.s_kv, 4, 2);
+        attention_launch<T>(
+            stream, a.d <= 128 ? attention_d_kv_kernel<T, 16> : attention_d_kv_kernel<T, 32>, a,
+            a.b * a.num_groups, a.s_kv, 4, 2);
     });
 }

@@ -46,11 +46,11 @@ static void linear_combination_launch(struct stream *stream, const struct linear
 
 extern "C" void linear_combination_cuda(struct stream *stream, const struct linear_combination *a)
 {
-    WITH_ACT(a->x->dtype, if (a->y->dtype == DTYPE_F32) {
-        linear_combination_launch<T, float>(stream, a);
-    } else {
-        linear_combination_launch<T, bf16>(stream, a);
-    });
+    WITH_ACT(
+        a->x->dtype,
+        if (a->y->dtype == DTYPE_F32) { linear_combination_launch<T, float>(stream, a); } else {
+            linear_combination_launch<T, bf16>(stream, a);
+        });
 }
 
 template <int N, class T>
@@ -144,18 +144,18 @@ __global__ void activation_backward_kernel(T *d_x, const T *d_y, const T *x, int
 }
 
 /* WITH_KIND(kind, code): code with KIND as a constant. */
-#define WITH_KIND(kind_, ...)                                                             \
-    do {                                                                                  \
-        if ((kind_) == ACTIVATION_SWIGLU) {                                               \
-            constexpr enum activation_kind KIND = ACTIVATION_SWIGLU;                      \
-            __VA_ARGS__;                                                                  \
-        } else if ((kind_) == ACTIVATION_GELU) {                                          \
-            constexpr enum activation_kind KIND = ACTIVATION_GELU;                        \
-            __VA_ARGS__;                                                                  \
-        } else {                                                                          \
-            constexpr enum activation_kind KIND = ACTIVATION_SQUARED_RELU;                \
-            __VA_ARGS__;                                                                  \
-        }                                                                                 \
+#define WITH_KIND(kind_, ...)                                                                      \
+    do {                                                                                           \
+        if ((kind_) == ACTIVATION_SWIGLU) {                                                        \
+            constexpr enum activation_kind KIND = ACTIVATION_SWIGLU;                               \
+            __VA_ARGS__;                                                                           \
+        } else if ((kind_) == ACTIVATION_GELU) {                                                   \
+            constexpr enum activation_kind KIND = ACTIVATION_GELU;                                 \
+            __VA_ARGS__;                                                                           \
+        } else {                                                                                   \
+            constexpr enum activation_kind KIND = ACTIVATION_SQUARED_RELU;                         \
+            __VA_ARGS__;                                                                           \
+        }                                                                                          \
     } while (0)
 
 extern "C" void activation_forward_cuda(struct stream *stream, const struct activation *a)
@@ -163,9 +163,9 @@ extern "C" void activation_forward_cuda(struct stream *stream, const struct acti
     const int64_t n = tensor_num_elements(a->y), width = a->y->dim[1];
 
     WITH_PACK(a->y->dtype, packable(width, {a->y, a->x}), WITH_KIND(a->kind, {
-        LAUNCH(stream, (activation_forward_kernel<N, T, KIND>), ceil_div(n / N, BLOCK), BLOCK, 0,
-               data_of<T>(a->y), data_of<T>(a->x), n / N, width);
-    }));
+                  LAUNCH(stream, (activation_forward_kernel<N, T, KIND>), ceil_div(n / N, BLOCK),
+                         BLOCK, 0, data_of<T>(a->y), data_of<T>(a->x), n / N, width);
+              }));
 }
 
 extern "C" void activation_backward_cuda(struct stream *stream, const struct activation *a)
@@ -173,12 +173,14 @@ extern "C" void activation_backward_cuda(struct stream *stream, const struct act
     const int64_t n = tensor_num_elements(a->d_y), width = a->d_y->dim[1];
 
     WITH_PACK(a->d_y->dtype, packable(width, {a->d_x, a->d_y, a->x}), WITH_KIND(a->kind, {
-        LAUNCH(stream, (activation_backward_kernel<N, T, KIND>), ceil_div(n / N, BLOCK), BLOCK, 0,
-               data_of<T>(a->d_x), data_of<T>(a->d_y), data_of<T>(a->x), n / N, width);
-    }));
+                  LAUNCH(stream, (activation_backward_kernel<N, T, KIND>), ceil_div(n / N, BLOCK),
+                         BLOCK, 0, data_of<T>(a->d_x), data_of<T>(a->d_y), data_of<T>(a->x), n / N,
+                         width);
+              }));
 }
 
-/* ---- what draws random numbers: one call of the generator serves four neighbouring elements ---- */
+/* ---- what draws random numbers: one call of the generator serves four neighbouring elements ----
+ */
 
 /* factor[j] = uniform(key, row, column + j). */
 template <int N>

@@ -1,5 +1,6 @@
 /* Embedding: a gather of rows. Its gradient adds rows that may meet in one place, without atomics:
- * tokens of one id form a list in token order, and the block of the list's first token adds it up. */
+ * tokens of one id form a list in token order, and the block of the list's first token adds it up.
+ */
 #include "ops/ops_cuda_internal.cuh"
 
 enum { BLOCK = 256 };

@@ -40,8 +40,7 @@ static bool is_for_matrix_units(const struct experts_forward *op)
 {
     return op->x->dtype == DTYPE_BF16 && op->activation == ACTIVATION_SWIGLU &&
            op->fc1_bias == NULL && op->fc2_bias == NULL && op->fc1->dim[0] <= 1024 &&
-           op->fc1->dim[2] % 8 == 0 &&
-           op->fc2->dim[2] % 8 == 0 &&
+           op->fc1->dim[2] % 8 == 0 && op->fc2->dim[2] % 8 == 0 &&
            packable(8, {op->x, op->fc1, op->fc2, op->pre_activation, op->y});
 }
 
@@ -66,7 +65,8 @@ __device__ inline struct activation_slopes slopes_of(enum activation_kind kind, 
     }
 }
 
-/* Element i of row `row` of x: its value as the activation's input, and the other half of SwiGLU. */
+/* Element i of row `row` of x: its value as the activation's input, and the other half of SwiGLU.
+ */
 template <class T>
 __device__ inline struct activation_slopes slopes_at(const struct activation_rows &r, const T *h,
                                                      int64_t row, int64_t i)
@@ -80,7 +80,8 @@ __device__ inline struct activation_slopes slopes_at(const struct activation_row
 }
 
 /* a = prob * act(h), for the rows in use. */
-template <class T> __global__ void rows_activation_kernel(T *a, const T *h, struct activation_rows r)
+template <class T>
+__global__ void rows_activation_kernel(T *a, const T *h, struct activation_rows r)
 {
     for (int64_t row = blockIdx.x; row < *r.num_used; row += gridDim.x) {
         const float prob = r.row_prob != NULL ? r.row_prob[row] : 1.0f;
@@ -131,11 +132,8 @@ template <class T> __global__ void rows_activation_backward_kernel(backward_rows
 
 static struct activation_rows activation_rows_of(const struct experts_forward *op)
 {
-    return {data_of<float>(op->row_prob),
-            data_of<int32_t>(op->offsets) + op->offsets->dim[0] - 1,
-            op->pre_activation->dim[0],
-            op->fc2->dim[2],
-            op->activation};
+    return {data_of<float>(op->row_prob), data_of<int32_t>(op->offsets) + op->offsets->dim[0] - 1,
+            op->pre_activation->dim[0], op->fc2->dim[2], op->activation};
 }
 
 static void plain_forward(struct stream *stream, const struct experts_forward *op,
@@ -284,8 +282,7 @@ extern "C" void experts_forward_cuda(struct stream *stream, const struct experts
     }
 
     struct tensor a = scratch_tensor(stream, DTYPE_BF16, x.dim[0], op->fc2->dim[2]);
-    const struct hopper_fc1 fc1 = {op->pre_activation, &a,          &x,
-                                   op->fc1,            op->offsets, op->row_prob};
+    const struct hopper_fc1 fc1 = {op->pre_activation, &a, &x, op->fc1, op->offsets, op->row_prob};
     const struct grouped_rows fc2 = {op->y, &a, op->fc2, op->offsets, false, NULL, NULL};
 
     hopper_fc1(stream, &fc1);

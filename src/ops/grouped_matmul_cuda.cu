@@ -1,5 +1,5 @@
-/* Grouped products on the scalar units, in f32: what runs where the matrix units cannot (F32, widths
- * that are no multiple of 8, biases). A block of 256 threads computes a tile of 64 x 64, 16
+/* Grouped products on the scalar units, in f32: what runs where the matrix units cannot (F32,
+ * widths that are no multiple of 8, biases). A block of 256 threads computes a tile of 64 x 64, 16
  * numbers a thread, from shared memory. */
 #include "ops/grouped_matmul_cuda.cuh"
 
@@ -110,11 +110,16 @@ static void rows_launch(struct stream *stream, const struct grouped_rows *args)
     const int64_t num_rows = args->a->dim[0], num_experts = args->offsets->dim[0] - 1;
     const int64_t n = args->c->dim[1], tiles = ceil_div(num_rows, TILE) + num_experts;
     const rows_args<T, C> x = {
-        data_of<C>(args->c),    data_of<T>(args->a),
-        data_of<T>(args->b),    data_of<T>(args->bias),
-        data_of<int32_t>(args->offsets), data_of<float>(args->row_scale),
-        n,                      args->a->dim[1],
-        (int)num_experts,       args->b_transposed,
+        data_of<C>(args->c),
+        data_of<T>(args->a),
+        data_of<T>(args->b),
+        data_of<T>(args->bias),
+        data_of<int32_t>(args->offsets),
+        data_of<float>(args->row_scale),
+        n,
+        args->a->dim[1],
+        (int)num_experts,
+        args->b_transposed,
     };
 
     LAUNCH(stream, (rows_kernel<T, C>), tiles * ceil_div(n, TILE), BLOCK, 0, x);
@@ -122,11 +127,11 @@ static void rows_launch(struct stream *stream, const struct grouped_rows *args)
 
 void grouped_rows_matmul(struct stream *stream, const struct grouped_rows *args)
 {
-    WITH_ACT(args->a->dtype, if (args->c->dtype == DTYPE_F32) {
-        rows_launch<T, float>(stream, args);
-    } else {
-        rows_launch<T, bf16>(stream, args);
-    });
+    WITH_ACT(
+        args->a->dtype,
+        if (args->c->dtype == DTYPE_F32) { rows_launch<T, float>(stream, args); } else {
+            rows_launch<T, bf16>(stream, args);
+        });
 }
 
 template <class T>

@@ -7,8 +7,9 @@
 
 #include "ops/ops_cuda_internal.cuh"
 
-/* C[r, n] = sum_k A[r, k] B_e[n, k] (b_transposed: B_e[k, n]) + row_scale[r] * bias_e[n], for the rows
- * r of each expert e. A [R,K], B [E,N,K] (or [E,K,N]) and bias [E,N] act, C [R,N] act or f32. */
+/* C[r, n] = sum_k A[r, k] B_e[n, k] (b_transposed: B_e[k, n]) + row_scale[r] * bias_e[n], for the
+ * rows r of each expert e. A [R,K], B [E,N,K] (or [E,K,N]) and bias [E,N] act, C [R,N] act or f32.
+ */
 struct grouped_rows {
     struct tensor *c;
     const struct tensor *a, *b, *offsets;
@@ -27,8 +28,8 @@ void grouped_weights_matmul(struct stream *stream, const struct grouped_weights 
 
 /* ---- on the matrix units: BF16, all widths multiples of 8 ---- */
 
-/* The first half of the experts, SwiGLU: h = x W1^T, a = prob * silu(gate) * up. x [R,H], fc1 [E,2F,H],
- * h [R,2F], a [R,F]; row_prob optional. */
+/* The first half of the experts, SwiGLU: h = x W1^T, a = prob * silu(gate) * up. x [R,H], fc1
+ * [E,2F,H], h [R,2F], a [R,F]; row_prob optional. */
 struct hopper_fc1 {
     struct tensor *h, *a;
     const struct tensor *x, *fc1, *offsets, *row_prob;

@@ -1,5 +1,5 @@
-/* Grouped products on Hopper's matrix units: one persistent kernel for all experts, whose numbers of
- * rows it reads on the device.
+/* Grouped products on Hopper's matrix units: one persistent kernel for all experts, whose numbers
+ * of rows it reads on the device.
  *
  * A block owns a multiprocessor. One thread of its first warpgroup (the producer) brings tiles of A
  * and B into a ring of shared memory by the copy engine (TMA); two warpgroups (the consumers)
@@ -23,7 +23,8 @@ enum {
     TILE_K = 64, /* 128 bytes of bf16: the width of the swizzle */
     NUM_SLOTS = 4,
     THREADS = 384,
-    RASTER = 8, /* tiles of M that are walked for each tile of N, so that both stay in the L2 cache */
+    RASTER =
+        8, /* tiles of M that are walked for each tile of N, so that both stay in the L2 cache */
     BOX_BYTES = 64 * TILE_K * 2, /* 64 rows of a tile by the copy engine */
     A_BYTES = TILE_M * TILE_K * 2,
     B_BYTES = TILE_N * TILE_K * 2,
@@ -45,8 +46,8 @@ struct hopper_args {
     int num_experts;
     int m, n, k; /* m: of PRODUCT_WEIGHTS; n: width of an output row (F for FC1 and D_FC2) */
     int num_rows;
-    bf16 *out, *a;       /* out: y, h or d_h */
-    const bf16 *h;       /* D_FC2 */
+    bf16 *out, *a; /* out: y, h or d_h */
+    const bf16 *h; /* D_FC2 */
     const float *row_prob;
     float *prob_partial; /* D_FC2: [tiles of N, R] */
     float *weights;      /* WEIGHTS */
@@ -67,10 +68,10 @@ __device__ inline void barrier_init(uint64_t *barrier, int count)
 
 __device__ inline void barrier_expect(uint64_t *barrier, int num_bytes)
 {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                     shared_address(barrier)),
-                 "r"(num_bytes)
-                 : "memory");
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+        "r"(num_bytes)
+        : "memory");
 }
 
 __device__ inline void barrier_arrive(uint64_t *barrier)
@@ -111,6 +112,13 @@ __device__ inline void tma_load_3d(void *to, const CUtensorMap *map, uint64_t *b
                  : "memory");
 }
 
+/* Brings bytes into the L2 cache. Address and number are multiples of 16. */
+__device__ inline void prefetch(const void *from, int num_bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(num_bytes)
+                 : "memory");
+}
+
 __device__ inline void wgmma_begin(void)
 {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -141,39 +149,43 @@ template <bool BY_ROWS> __device__ inline uint64_t tile_descriptor(const void *t
 template <bool A_BY_ROWS, bool B_BY_ROWS>
 __device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool add)
 {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %130, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-                 "}, %128, %129, p, 1, 1, %131, %132;\n"
-                 "}\n"
-                 :
-                   "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-                   "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-                   "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-                   "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-                   "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-                   "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-                   "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]),
-                   "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
-                   "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]),
-                   "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]),
-                   "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]),
-                   "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]),
-                   "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]),
-                   "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]),
-                   "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
-                 : "l"(a), "l"(b), "r"(add ? 1 : 0), "n"(A_BY_ROWS ? 1 : 0),
-                   "n"(B_BY_ROWS ? 1 : 0));
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "
+        "%111, "
+        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+        "%127"
+        "}, %128, %129, p, 1, 1, %131, %132;\n"
+        "}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+          "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+          "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
+          "+f"(d[63]), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]),
+          "+f"(d[70]), "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]),
+          "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]),
+          "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]),
+          "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), "+f"(d[96]), "+f"(d[97]),
+          "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]),
+          "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]),
+          "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]),
+          "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]),
+          "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
+        : "l"(a), "l"(b), "r"(add ? 1 : 0), "n"(A_BY_ROWS ? 1 : 0), "n"(B_BY_ROWS ? 1 : 0));
 }
 
 /* ---- which tiles there are ---- */
@@ -187,8 +199,7 @@ struct tile {
     int expert, m, n, first_row, num_rows; /* m, n: tile coordinates; num_rows: of the expert */
 };
 
-template <enum product P>
-__device__ inline int num_tiles_n(const hopper_args &args)
+template <enum product P> __device__ inline int num_tiles_n(const hopper_args &args)
 {
     const int width = P == PRODUCT_FC1 ? TILE_N / 2 : TILE_N;
 
@@ -326,6 +337,24 @@ __device__ inline void load_block(const struct ring &ring, int slot, const CUten
     }
 }
 
+/* While block `k` of a tile's depth is multiplied, a share of the h that its end reads comes into
+ * the L2 cache. */
+__device__ inline void prefetch_share(const hopper_args &args, const struct tile &tile, int k,
+                                      int num_blocks)
+{
+    const int share = (TILE_M + num_blocks - 1) / num_blocks, column = tile.n * TILE_N;
+    const int end = min(min((k + 1) * share, TILE_M), tile.num_rows - tile.m * TILE_M);
+    const int num_bytes = min(TILE_N, args.n - column) * 2;
+
+    for (int row = k * share; row < end; row++) {
+        const bf16 *gate =
+            args.h + (tile.first_row + tile.m * TILE_M + row) * 2 * (int64_t)args.n + column;
+
+        prefetch(gate, num_bytes);
+        prefetch(gate + args.n, num_bytes);
+    }
+}
+
 template <enum product P>
 __device__ inline void produce(const struct ring &ring, const struct schedule *schedule,
                                const CUtensorMap *map_a, const CUtensorMap *map_b,
@@ -341,6 +370,9 @@ __device__ inline void produce(const struct ring &ring, const struct schedule *s
         for (int k = 0; k < num_blocks; k++) {
             barrier_wait(&ring.empty[slot], parity);
             load_block<P>(ring, slot, map_a, map_b, args, tile, k);
+            if (P == PRODUCT_D_FC2) {
+                prefetch_share(args, tile, k, num_blocks);
+            }
             if (++slot == NUM_SLOTS) {
                 slot = 0;
                 parity ^= 1;
@@ -507,8 +539,8 @@ __device__ inline void store_fc1(float (&acc)[128], const struct warp_rows &w,
         for (int j = 0; j < 8; j++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                *w.pair(i, j) = pair_of(acc[(chunk * 8 + j) * 4 + 2 * i],
-                                        acc[(chunk * 8 + j) * 4 + 2 * i + 1]);
+                *w.pair(i, j) =
+                    pair_of(acc[(chunk * 8 + j) * 4 + 2 * i], acc[(chunk * 8 + j) * 4 + 2 * i + 1]);
             }
         }
         chunk_store(w, args.out, 2 * (int64_t)args.n, 0, column, args.n);
@@ -700,12 +732,12 @@ __global__ void __launch_bounds__(THREADS, 1)
     schedule_init<P>(&schedule, args);
     __syncthreads();
     if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == 0) {
             produce<P>(ring, &schedule, &map_a, &map_b, args);
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         consume<P>(ring, &schedule, aligned + NUM_SLOTS * (A_BYTES + B_BYTES), args);
     }
 }
@@ -824,8 +856,8 @@ void hopper_d_fc2(struct stream *stream, const struct hopper_d_fc2 *op)
     args.a = data_of<bf16>(op->a);
     args.h = data_of<bf16>(op->h);
     args.row_prob = data_of<float>(op->row_prob);
-    args.prob_partial = (float *)arena_allocate(stream->scratch,
-                                                (size_t)(num_partials * args.num_rows) * 4);
+    args.prob_partial =
+        (float *)arena_allocate(stream->scratch, (size_t)(num_partials * args.num_rows) * 4);
     hopper_launch<PRODUCT_D_FC2>(stream, tensor_map_of(op->d_y, TILE_M),
                                  tensor_map_of(op->fc2, TILE_K), args);
     if (op->d_row_prob != NULL) {

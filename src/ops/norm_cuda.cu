@@ -176,6 +176,84 @@ template <int N, class T> __global__ void norm_backward_kernel(norm_args<T> a)
     }
 }
 
+enum { KEPT = 2 }; /* packs of a row of a thread that keeps its row in registers */
+
+/* The same for RMSNorm rows of at most KEPT packs a thread: a row is read once, and the sums of d_w
+ * stay in registers. */
+template <int N, class T>
+__global__ void __launch_bounds__(BLOCK) rmsnorm_backward_kernel(norm_args<T> a)
+{
+    __shared__ float buffer[32];
+    float w[KEPT][N] = {}, d_w[KEPT][N] = {};
+
+#pragma unroll
+    for (int c = 0; c < KEPT; c++) {
+        const int64_t i = (c * BLOCK + threadIdx.x) * N;
+
+        if (i < a.width) {
+            load<N>(w[c], a.weight, i);
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                w[c][j] += a.one_plus ? 1.0f : 0.0f;
+            }
+        }
+    }
+    for (int64_t row = blockIdx.x; row < a.num_rows; row += gridDim.x) {
+        const float inv_std = a.inv_std[row];
+        pack<T, N> x[KEPT] = {}, d_y[KEPT] = {}, residual[KEPT] = {};
+        float sum = 0.0f;
+
+#pragma unroll
+        for (int c = 0; c < KEPT; c++) {
+            const int64_t i = (c * BLOCK + threadIdx.x) * N, at = row * a.width + i;
+
+            if (i < a.width) {
+                x[c] = *(const pack<T, N> *)(a.x + at);
+                d_y[c] = *(const pack<T, N> *)(a.d_y + at);
+                if (a.d_residual != NULL) {
+                    residual[c] = *(const pack<T, N> *)(a.d_residual + at);
+                }
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < KEPT; c++) {
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                const float n = to_float(x[c].values[j]) * inv_std;
+                const float d = to_float(d_y[c].values[j]);
+
+                d_w[c][j] += d * n;
+                sum += d * w[c][j] * n;
+            }
+        }
+        sum = block_sum(sum, buffer) / (float)a.width;
+#pragma unroll
+        for (int c = 0; c < KEPT; c++) {
+            const int64_t i = (c * BLOCK + threadIdx.x) * N;
+            float d_x[N];
+
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                const float n = to_float(x[c].values[j]) * inv_std;
+
+                d_x[j] = inv_std * (to_float(d_y[c].values[j]) * w[c][j] - n * sum) +
+                         (a.d_residual != NULL ? to_float(residual[c].values[j]) : 0.0f);
+            }
+            if (i < a.width) {
+                store<N>(a.d_x, row * a.width + i, d_x);
+            }
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < KEPT; c++) {
+        const int64_t i = (c * BLOCK + threadIdx.x) * N;
+
+        if (i < a.width) {
+            store<N>(a.partial, blockIdx.x * a.width + i, d_w[c]);
+        }
+    }
+}
+
 template <int N, class T>
 static void norm_backward_launch(struct stream *stream, const struct norm_backward *op)
 {
@@ -185,10 +263,6 @@ static void norm_backward_launch(struct stream *stream, const struct norm_backwa
     const size_t shared_bytes = (size_t)stride * sizeof(float);
     norm_args<T> a = {};
 
-    CHECK(shared_bytes <= 227 * 1024 - 256, "norm of %lld columns", (long long)width);
-    CUDA_CHECK(cudaFuncSetAttribute(norm_backward_kernel<N, T>,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    (int)shared_bytes));
     a.d_x = data_of<T>(op->d_x);
     a.d_y = data_of<T>(op->d_y);
     a.d_residual = data_of<T>(op->d_residual);
@@ -201,7 +275,15 @@ static void norm_backward_launch(struct stream *stream, const struct norm_backwa
     a.num_rows = num_rows;
     a.width = width;
     a.partial = (float *)arena_allocate(stream->scratch, (size_t)(num_blocks * stride) * 4);
-    LAUNCH(stream, (norm_backward_kernel<N, T>), num_blocks, BLOCK, shared_bytes, a);
+    if (!a.layernorm && width <= KEPT * BLOCK * N) {
+        LAUNCH(stream, (rmsnorm_backward_kernel<N, T>), num_blocks, BLOCK, 0, a);
+    } else {
+        CHECK(shared_bytes <= 227 * 1024 - 256, "norm of %lld columns", (long long)width);
+        CUDA_CHECK(cudaFuncSetAttribute(norm_backward_kernel<N, T>,
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        (int)shared_bytes));
+        LAUNCH(stream, (norm_backward_kernel<N, T>), num_blocks, BLOCK, shared_bytes, a);
+    }
     column_sums_add(stream, data_of<float>(op->d_weight), a.partial, num_blocks, stride, width);
     if (a.layernorm) {
         column_sums_add(stream, data_of<float>(op->d_bias), a.partial + width, num_blocks, stride,

@@ -1,9 +1,9 @@
 /* ops_cuda_internal.cuh - what the CUDA kernels share: packs of 16 bytes as floats, sums in a fixed
  * order over a warp and a block, launches.
  *
- * Arithmetic is in f32 whatever the tensor holds. A row whose width is a multiple of a pack (8 bf16,
- * 4 f32) is read and written 16 bytes a thread; any other width falls back to single elements by
- * the same kernel with packs of one. */
+ * Arithmetic is in f32 whatever the tensor holds. A row whose width is a multiple of a pack (8
+ * bf16, 4 f32) is read and written 16 bytes a thread; any other width falls back to single elements
+ * by the same kernel with packs of one. */
 #ifndef CADRE_OPS_OPS_CUDA_INTERNAL_CUH
 #define CADRE_OPS_OPS_CUDA_INTERNAL_CUH
 
@@ -25,54 +25,56 @@ extern "C" {
 
 typedef __nv_bfloat16 bf16;
 
-#define CUDA_CHECK(call)                                                                  \
-    do {                                                                                  \
-        const cudaError_t error_ = (call);                                                \
-        CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));        \
+#define CUDA_CHECK(call)                                                                           \
+    do {                                                                                           \
+        const cudaError_t error_ = (call);                                                         \
+        CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                 \
     } while (0)
 
 /* LAUNCH(stream, kernel, grid, block, shared bytes)(arguments...): nothing for an empty grid. The
  * kernel's name is in parentheses where it has commas. */
-#define LAUNCH(stream_, kernel, grid, block, shared, ...)                                 \
-    do {                                                                                  \
-        const int64_t blocks_ = (grid);                                                   \
-        CHECK(blocks_ <= INT32_MAX, "grid of %lld blocks", (long long)blocks_);           \
-        if (blocks_ > 0) {                                                                \
-            kernel<<<(unsigned)blocks_, (block), (shared),                                \
-                     (cudaStream_t)(stream_)->native>>>(__VA_ARGS__);                     \
-            CUDA_CHECK(cudaGetLastError());                                               \
-        }                                                                                 \
+#define LAUNCH(stream_, kernel, grid, block, shared, ...)                                          \
+    do {                                                                                           \
+        const int64_t blocks_ = (grid);                                                            \
+        CHECK(blocks_ <= INT32_MAX, "grid of %lld blocks", (long long)blocks_);                    \
+        if (blocks_ > 0) {                                                                         \
+            kernel<<<(unsigned)blocks_, (block), (shared), (cudaStream_t)(stream_)->native>>>(     \
+                __VA_ARGS__);                                                                      \
+            CUDA_CHECK(cudaGetLastError());                                                        \
+        }                                                                                          \
     } while (0)
 
 /* WITH_ACT(dtype, code): code with T as float or bf16. */
-#define WITH_ACT(dtype_, ...)                                                             \
-    do {                                                                                  \
-        if ((dtype_) == DTYPE_F32) {                                                      \
-            using T = float;                                                              \
-            __VA_ARGS__;                                                                  \
-        } else {                                                                          \
-            using T = bf16;                                                               \
-            __VA_ARGS__;                                                                  \
-        }                                                                                 \
+#define WITH_ACT(dtype_, ...)                                                                      \
+    do {                                                                                           \
+        if ((dtype_) == DTYPE_F32) {                                                               \
+            using T = float;                                                                       \
+            __VA_ARGS__;                                                                           \
+        } else {                                                                                   \
+            using T = bf16;                                                                        \
+            __VA_ARGS__;                                                                           \
+        }                                                                                          \
     } while (0)
 
 /* WITH_PACK(dtype, whole, code): code with T, and N elements a pack: 16 bytes, or 1 where `whole`
  * (see packable) is false. */
-#define WITH_PACK(dtype_, whole_, ...)                                                    \
-    WITH_ACT(dtype_, if (whole_) {                                                        \
-        constexpr int N = 16 / sizeof(T);                                                 \
-        __VA_ARGS__;                                                                      \
-    } else {                                                                              \
-        constexpr int N = 1;                                                              \
-        __VA_ARGS__;                                                                      \
-    })
+#define WITH_PACK(dtype_, whole_, ...)                                                             \
+    WITH_ACT(                                                                                      \
+        dtype_,                                                                                    \
+        if (whole_) {                                                                              \
+            constexpr int N = 16 / sizeof(T);                                                      \
+            __VA_ARGS__;                                                                           \
+        } else {                                                                                   \
+            constexpr int N = 1;                                                                   \
+            __VA_ARGS__;                                                                           \
+        })
 
 /* Whether rows of `width` elements of these tensors (NULLs are skipped) are whole aligned packs. */
 static inline bool packable(int64_t width, std::initializer_list<const struct tensor *> tensors)
 {
     for (const struct tensor *x : tensors) {
-        if (x != NULL && ((uintptr_t)x->data % 16 != 0 ||
-                          width * dtype_size_bytes(x->dtype) % 16 != 0)) {
+        if (x != NULL &&
+            ((uintptr_t)x->data % 16 != 0 || width * dtype_size_bytes(x->dtype) % 16 != 0)) {
             return false;
         }
     }

@@ -58,15 +58,19 @@ extern "C" void adam_step_cuda(struct stream *stream, const struct adam_step *a)
     const bool whole = n % 4 == 0 && (uintptr_t)a->param->data % 16 == 0 &&
                        packable(4, {a->master, a->exp_avg, a->exp_avg_sq, a->grad});
 
-    WITH_ACT(a->param->dtype, if (whole) {
-        LAUNCH(stream, (adam_kernel<4, T>), ceil_div(n / 4, BLOCK), BLOCK, 0, data_of<T>(a->param),
-               data_of<float>(a->master), data_of<float>(a->exp_avg), data_of<float>(a->exp_avg_sq),
-               data_of<float>(a->grad), data_of<float>(a->grad_scale), factors, n / 4);
-    } else {
-        LAUNCH(stream, (adam_kernel<1, T>), ceil_div(n, BLOCK), BLOCK, 0, data_of<T>(a->param),
-               data_of<float>(a->master), data_of<float>(a->exp_avg), data_of<float>(a->exp_avg_sq),
-               data_of<float>(a->grad), data_of<float>(a->grad_scale), factors, n);
-    });
+    WITH_ACT(
+        a->param->dtype,
+        if (whole) {
+            LAUNCH(stream, (adam_kernel<4, T>), ceil_div(n / 4, BLOCK), BLOCK, 0,
+                   data_of<T>(a->param), data_of<float>(a->master), data_of<float>(a->exp_avg),
+                   data_of<float>(a->exp_avg_sq), data_of<float>(a->grad),
+                   data_of<float>(a->grad_scale), factors, n / 4);
+        } else {
+            LAUNCH(stream, (adam_kernel<1, T>), ceil_div(n, BLOCK), BLOCK, 0, data_of<T>(a->param),
+                   data_of<float>(a->master), data_of<float>(a->exp_avg),
+                   data_of<float>(a->exp_avg_sq), data_of<float>(a->grad),
+                   data_of<float>(a->grad_scale), factors, n);
+        });
 }
 
 template <class P>

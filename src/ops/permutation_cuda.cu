@@ -99,8 +99,8 @@ struct placement {
     int num_experts, topk;
 };
 
-/* A slot's row: where its expert begins, its slots in earlier chunks, in earlier warps of the chunk,
- * in earlier lanes of the warp. Shared memory: [WARPS][E] counts. */
+/* A slot's row: where its expert begins, its slots in earlier chunks, in earlier warps of the
+ * chunk, in earlier lanes of the warp. Shared memory: [WARPS][E] counts. */
 __global__ void place_kernel(struct placement p)
 {
     extern __shared__ int32_t warp_counts[];
@@ -148,15 +148,20 @@ extern "C" void permutation_cuda(struct stream *stream, const struct permutation
     const int64_t num_slots = tensor_num_elements(op->indices);
     const int64_t num_experts = op->offsets->dim[0] - 1, num_chunks = ceil_div(num_slots, CHUNK);
     const int64_t shared_bytes = WARPS * num_experts * 4;
-    int32_t *counts = (int32_t *)arena_allocate(stream->scratch,
-                                                (size_t)(num_chunks * num_experts) * 4);
+    int32_t *counts =
+        (int32_t *)arena_allocate(stream->scratch, (size_t)(num_chunks * num_experts) * 4);
     int32_t *totals = (int32_t *)arena_allocate(stream->scratch, (size_t)num_experts * 4);
     const struct placement p = {
-        data_of<int32_t>(op->row_of),  data_of<int32_t>(op->row_token),
-        data_of<float>(op->row_prob),  data_of<int32_t>(op->indices),
-        counts,                        data_of<int32_t>(op->offsets),
-        data_of<float>(op->probs),     num_slots,
-        (int)num_experts,              (int)op->indices->dim[1],
+        data_of<int32_t>(op->row_of),
+        data_of<int32_t>(op->row_token),
+        data_of<float>(op->row_prob),
+        data_of<int32_t>(op->indices),
+        counts,
+        data_of<int32_t>(op->offsets),
+        data_of<float>(op->probs),
+        num_slots,
+        (int)num_experts,
+        (int)op->indices->dim[1],
     };
 
     CHECK(shared_bytes <= 200 * 1024, "permutation over %lld experts", (long long)num_experts);
@@ -196,18 +201,36 @@ extern "C" void slot_gather_cuda(struct stream *stream, const struct slot_gather
            data_of<int32_t>(op->row_of), num_slots);
 }
 
-/* Bytes are copied as they are. num_used: the device's number of rows in use, or NULL for all. */
+enum { IN_FLIGHT = 4 }; /* loads of a lane before its first store */
+
+/* A warp a row; bytes are copied as they are. num_used: the device's number of rows in use, or NULL
+ * for all. */
 template <class V>
 __global__ void row_gather_kernel(V *y, const V *x, const int32_t *index, const int32_t *num_used,
                                   int64_t num_rows, int64_t width)
 {
+    const int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
     const int64_t end = num_used != NULL ? *num_used : num_rows;
+    const V *from;
 
-    for (int64_t row = blockIdx.x; row < end; row += gridDim.x) {
-        const int64_t from = index[row];
+    if (row >= end) {
+        return;
+    }
+    from = x + index[row] * width;
+    for (int64_t i = threadIdx.x % 32; i < width; i += 32 * IN_FLIGHT) {
+        V values[IN_FLIGHT];
 
-        for (int64_t i = threadIdx.x; i < width; i += BLOCK) {
-            y[row * width + i] = x[from * width + i];
+#pragma unroll
+        for (int j = 0; j < IN_FLIGHT; j++) {
+            if (i + 32 * j < width) {
+                values[j] = from[i + 32 * j];
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < IN_FLIGHT; j++) {
+            if (i + 32 * j < width) {
+                y[row * width + i + 32 * j] = values[j];
+            }
         }
     }
 }
@@ -220,13 +243,13 @@ extern "C" void row_gather_cuda(struct stream *stream, const struct row_gather *
         op->offsets != NULL ? data_of<int32_t>(op->offsets) + op->offsets->dim[0] - 1 : NULL;
 
     if (packable(width, {op->x, op->y})) {
-        LAUNCH(stream, row_gather_kernel<uint4>, num_rows, BLOCK, 0, data_of<uint4>(op->y),
-               data_of<uint4>(op->x), data_of<int32_t>(op->index), num_used, num_rows,
-               row_bytes / 16);
+        LAUNCH(stream, row_gather_kernel<uint4>, ceil_div(num_rows, WARPS), BLOCK, 0,
+               data_of<uint4>(op->y), data_of<uint4>(op->x), data_of<int32_t>(op->index), num_used,
+               num_rows, row_bytes / 16);
     } else {
-        LAUNCH(stream, row_gather_kernel<uint16_t>, num_rows, BLOCK, 0, data_of<uint16_t>(op->y),
-               data_of<uint16_t>(op->x), data_of<int32_t>(op->index), num_used, num_rows,
-               row_bytes / 2);
+        LAUNCH(stream, row_gather_kernel<uint16_t>, ceil_div(num_rows, WARPS), BLOCK, 0,
+               data_of<uint16_t>(op->y), data_of<uint16_t>(op->x), data_of<int32_t>(op->index),
+               num_used, num_rows, row_bytes / 2);
     }
 }
 

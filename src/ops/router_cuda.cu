@@ -191,7 +191,8 @@ __device__ inline struct chosen chosen_of(const struct router_rule &rule, const 
     return c;
 }
 
-/* Floats of shared memory of a warp: scores and selection [E], group scores [E], flags [2E bytes]. */
+/* Floats of shared memory of a warp: scores and selection [E], group scores [E], flags [2E bytes].
+ */
 static int64_t topk_warp_bytes(int64_t num_experts)
 {
     return ceil_div(num_experts * (3 * 4 + 2), 4) * 4;
@@ -251,9 +252,8 @@ extern "C" void router_topk_forward_cuda(struct stream *stream, const struct rou
 
     LAUNCH(stream, router_topk_forward_kernel, ceil_div(num_tokens, num_warps), num_warps * 32,
            num_warps * warp_bytes, op->rule, data_of<float>(op->probs),
-           data_of<int32_t>(op->indices), data_of<float>(op->logits),
-           data_of<float>(op->selection), data_of<float>(op->expert_bias), num_tokens,
-           (int)num_experts, (int)warp_bytes);
+           data_of<int32_t>(op->indices), data_of<float>(op->logits), data_of<float>(op->selection),
+           data_of<float>(op->expert_bias), num_tokens, (int)num_experts, (int)warp_bytes);
 }
 
 /* p = softmax of the chosen: d_l[k] += p_k (d_k - sum_j p_j d_j).
@@ -344,8 +344,8 @@ __device__ inline float warp_balance_scores(enum router_score kind, float *score
     return divisor;
 }
 
-/* partial [chunk, C, 2, E]: counts and score sums of CHUNK tokens of a column. Shared memory: scores
- * and sums of each warp, counts of the block. */
+/* partial [chunk, C, 2, E]: counts and score sums of CHUNK tokens of a column. Shared memory:
+ * scores and sums of each warp, counts of the block. */
 __global__ void router_balance_kernel(enum router_score kind, double *partial, const float *logits,
                                       const int32_t *indices, int64_t num_tokens, int num_experts,
                                       int num_columns, int topk)
@@ -593,8 +593,8 @@ extern "C" void router_drop_cuda(struct stream *stream, const struct router_drop
     bool *keep = (bool *)arena_allocate(stream->scratch, (size_t)num_slots);
 
     LAUNCH(stream, router_keep_kernel, ceil_div(num_slots, CHUNK), CHUNK, 0, keep,
-           data_of<int32_t>(op->indices), data_of<float>(op->probs),
-           op->policy == DROP_BY_POSITION, op->capacity, (int)num_slots);
+           data_of<int32_t>(op->indices), data_of<float>(op->probs), op->policy == DROP_BY_POSITION,
+           op->capacity, (int)num_slots);
     LAUNCH(stream, router_drop_kernel, ceil_div(num_slots, CHUNK), CHUNK, 0,
            data_of<int32_t>(op->indices), data_of<float>(op->probs), keep, (int)num_slots);
 }

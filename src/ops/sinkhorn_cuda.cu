@@ -1,6 +1,7 @@
-/* Sinkhorn balancing in one cooperative launch: every block owns a slice of the tokens; an iteration
- * is one pass over the slice, one grid barrier, and the same sum of all blocks' partial column sums
- * in every block. The test for the end runs on the device, so that the host never waits. */
+/* Sinkhorn balancing in one cooperative launch: every block owns a slice of the tokens; an
+ * iteration is one pass over the slice, one grid barrier, and the same sum of all blocks' partial
+ * column sums in every block. The test for the end runs on the device, so that the host never
+ * waits. */
 #include <cooperative_groups.h>
 
 #include "ops/ops_cuda_internal.cuh"
@@ -10,9 +11,9 @@ enum { BLOCK = 256, WARPS = BLOCK / 32 };
 #define SCALE_EPSILON 1e-8f /* as in Megatron: a zero sum must not divide */
 
 struct sinkhorn_args {
-    float *assignment;   /* [T,E] the kernel exp(logits - the row's maximum), then the result */
+    float *assignment; /* [T,E] the kernel exp(logits - the row's maximum), then the result */
     const float *logits;
-    double *partials;    /* [2][blocks][E] */
+    double *partials; /* [2][blocks][E] */
     int64_t num_tokens, rows_per_block;
     int num_experts, max_iterations;
     float tolerance;
@@ -167,8 +168,8 @@ extern "C" void router_sinkhorn_cuda(struct stream *stream, const struct router_
     num_blocks = ceil_div(a.num_tokens, a.rows_per_block); /* at most one a multiprocessor */
     a.assignment = data_of<float>(op->assignment);
     a.logits = data_of<float>(op->logits);
-    a.partials = (double *)arena_allocate(stream->scratch,
-                                          (size_t)(2 * num_blocks * a.num_experts) * 8);
+    a.partials =
+        (double *)arena_allocate(stream->scratch, (size_t)(2 * num_blocks * a.num_experts) * 8);
     a.max_iterations = op->max_iterations;
     a.tolerance = op->tolerance;
     CUDA_CHECK(cudaLaunchCooperativeKernel(sinkhorn_kernel, dim3((unsigned)num_blocks), BLOCK,

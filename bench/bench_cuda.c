@@ -1,0 +1,553 @@
+/* bench_cuda [WORD...]: what the CUDA ops reach on this GPU, against two roofs measured in the same
+ * run: a device-to-device copy and large products of cuBLASLt. Data are random normal numbers.
+ * Prints a line a measurement, the median of several; only those whose name contains a WORD, if
+ * any. */
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/check.h"
+#include "device/device_cuda.h"
+#include "ops/ops.h"
+#include "ops/ops_cuda.h"
+
+enum { REPEATS = 7 };
+
+static struct stream *stream;
+static struct arena *arena;
+static double copy_rate, product_rate; /* bytes/s, FLOP/s */
+static char **words;
+static int num_words;
+
+typedef void runner(void *context);
+
+static double seconds_now(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int compare_doubles(const void *left, const void *right)
+{
+    const double a = *(const double *)left, b = *(const double *)right;
+
+    return a < b ? -1 : a > b;
+}
+
+static double seconds_of(runner *run, void *context, int count)
+{
+    const double start = seconds_now();
+
+    for (int i = 0; i < count; i++) {
+        run(context);
+    }
+    stream_wait(stream);
+    return (seconds_now() - start) / (double)count;
+}
+
+/* Median seconds of one run, of batches that take about 30 ms each. */
+static double median_seconds(runner *run, void *context)
+{
+    double seconds[REPEATS], once;
+    int count;
+
+    seconds_of(run, context, 2);
+    once = seconds_of(run, context, 1);
+    count = once > 0.03 ? 1 : (int)(0.03 / once) + 1;
+    for (int i = 0; i < REPEATS; i++) {
+        seconds[i] = seconds_of(run, context, count);
+    }
+    qsort(seconds, REPEATS, sizeof seconds[0], compare_doubles);
+    return seconds[REPEATS / 2];
+}
+
+static bool is_wanted(const char *name)
+{
+    for (int i = 0; i < num_words; i++) {
+        if (strstr(name, words[i]) != NULL) {
+            return true;
+        }
+    }
+    return num_words == 0;
+}
+
+static void report(const char *name, runner *run, void *context, double flops, double bytes)
+{
+    double seconds;
+
+    if (!is_wanted(name)) {
+        return;
+    }
+    seconds = median_seconds(run, context);
+    printf("%-44s %9.3f ms", name, seconds * 1e3);
+    if (flops > 0.0) {
+        printf(" %7.1f TFLOP/s %5.1f %% of cuBLAS", flops / seconds / 1e12,
+               100.0 * flops / seconds / product_rate);
+    }
+    if (bytes > 0.0) {
+        printf(" %7.2f TB/s %5.1f %% of copy", bytes / seconds / 1e12,
+               100.0 * bytes / seconds / copy_rate);
+    }
+    printf("\n");
+    fflush(stdout);
+}
+
+/* ---- inputs ---- */
+
+static void begin(void)
+{
+    stream_wait(stream);
+    arena_release(arena, (struct arena_mark){0});
+}
+
+static struct tensor new_tensor(enum dtype dtype, int64_t rows, int64_t columns)
+{
+    return tensor_new(arena, dtype, rows, columns);
+}
+
+static struct tensor new_ids(int64_t n)
+{
+    struct tensor ids = tensor_new(arena, DTYPE_I64, n);
+    int64_t *host = malloc((size_t)n * sizeof *host);
+
+    for (int64_t i = 0; i < n; i++) {
+        host[i] = i;
+    }
+    stream_copy_from_host(stream, ids.data, host, (size_t)n * sizeof *host);
+    free(host);
+    return ids;
+}
+
+/* Drawn on the device, in slices, so that the F32 numbers need little memory. */
+static void fill_normal(struct tensor *x, float scale, uint64_t purpose)
+{
+    const int64_t slice_rows = 1024, num_rows = x->dim[0], width = x->dim[1];
+    struct arena *slices = arena_create("slices", &stream->device->memory);
+    struct tensor slice = tensor_new(slices, DTYPE_F32, slice_rows, width), ids = new_ids(num_rows);
+
+    for (int64_t row = 0; row < num_rows; row += slice_rows) {
+        const int64_t n = num_rows - row < slice_rows ? num_rows - row : slice_rows;
+        struct tensor to = tensor_rows(x, row, n), from = tensor_rows(&slice, 0, n);
+        const struct tensor token = tensor_rows(&ids, row, n);
+
+        op_random_normal(stream, &(struct random_normal){.x = &from,
+                                                         .token_id = &token,
+                                                         .key = rng_key(1, "bench", purpose)});
+        op_linear_combination(stream,
+                              &(struct linear_combination){.y = &to, .x = &from, .a = scale});
+    }
+    stream_wait(stream);
+    arena_destroy(slices);
+}
+
+static struct tensor normal_tensor(enum dtype dtype, float scale, int64_t rows, int64_t columns)
+{
+    static uint64_t purpose;
+    struct tensor x = new_tensor(dtype, rows, columns);
+
+    fill_normal(&x, scale, purpose++);
+    return x;
+}
+
+static struct tensor numbers(int64_t n, int32_t (*value)(int64_t i, const int64_t *with),
+                             const int64_t *with)
+{
+    struct tensor x = tensor_new(arena, DTYPE_I32, n);
+    int32_t *host = malloc((size_t)n * sizeof *host);
+
+    for (int64_t i = 0; i < n; i++) {
+        host[i] = value(i, with);
+    }
+    stream_copy_from_host(stream, x.data, host, (size_t)n * sizeof *host);
+    free(host);
+    return x;
+}
+
+/* ---- roofs ---- */
+
+struct copy_work {
+    struct tensor from, to;
+};
+
+static void copy_run(void *context)
+{
+    struct copy_work *work = context;
+
+    stream_copy(stream, work->to.data, work->from.data, tensor_size_bytes(&work->from));
+}
+
+static void matmul_run(void *context)
+{
+    op_matmul(stream, context);
+}
+
+static double product_of(int64_t m, int64_t n, int64_t k)
+{
+    struct tensor a, b, c;
+    struct matmul product;
+    double rate;
+
+    begin();
+    a = normal_tensor(DTYPE_BF16, 1.0f, m, k);
+    b = normal_tensor(DTYPE_BF16, 1.0f, n, k);
+    c = new_tensor(DTYPE_BF16, m, n);
+    product = (struct matmul){.c = &c, .a = &a, .b = &b, .transpose_b = true};
+    rate = 2.0 * (double)m * (double)n * (double)k / median_seconds(matmul_run, &product);
+    printf("cuBLASLt bf16 %lld x %lld x %lld: %.1f TFLOP/s\n", (long long)m, (long long)n,
+           (long long)k, rate / 1e12);
+    return rate;
+}
+
+static void measure_roofs(void)
+{
+    struct copy_work copy;
+
+    begin();
+    copy.from = normal_tensor(DTYPE_F32, 1.0f, 65536, 4096);
+    copy.to = new_tensor(DTYPE_F32, 65536, 4096);
+    copy_rate = 2.0 * (double)tensor_size_bytes(&copy.to) / median_seconds(copy_run, &copy);
+    printf("copy: %.2f TB/s read and written\n", copy_rate / 1e12);
+    product_rate = product_of(8192, 8192, 8192);
+    product_of(1024, 28672, 4096);
+    product_of(1024, 4096, 14336);
+}
+
+/* ---- experts ---- */
+
+struct experts_work {
+    struct experts_forward forward;
+    struct experts_backward backward;
+};
+
+static void experts_forward_run(void *context)
+{
+    op_experts_forward(stream, &((struct experts_work *)context)->forward);
+}
+
+static void experts_backward_run(void *context)
+{
+    op_experts_backward(stream, &((struct experts_work *)context)->backward);
+}
+
+struct routing {
+    int64_t t, e, k;
+    bool skewed; /* expert 0 takes half of all rows, the others share the rest */
+};
+
+static int32_t offset_of(int64_t e, const int64_t *with)
+{
+    const struct routing *r = (const void *)with;
+    const int64_t rows = r->t * r->k;
+
+    if (!r->skewed || e == 0) {
+        return (int32_t)(rows * e / r->e);
+    }
+    return (int32_t)(rows / 2 + rows / 2 * (e - 1) / (r->e - 1));
+}
+
+static int32_t token_of(int64_t row, const int64_t *with)
+{
+    return (int32_t)(row * 7919 % ((const struct routing *)(const void *)with)->t);
+}
+
+static struct tensor view3(struct tensor x, int64_t e)
+{
+    return tensor_view(&x, e, x.dim[0] / e, x.dim[1]);
+}
+
+static void bench_experts(const char *name, struct routing r, int64_t h, int64_t f)
+{
+    const int64_t rows = r.t * r.k;
+    const double flops = 6.0 * (double)rows * (double)h * (double)f;
+    char line[80];
+
+    if (!is_wanted(name)) {
+        return;
+    }
+    begin();
+    struct tensor x = normal_tensor(DTYPE_BF16, 1.0f, r.t, h);
+    struct tensor d_y = normal_tensor(DTYPE_BF16, 1.0f, r.t, h);
+    struct tensor fc1 = view3(normal_tensor(DTYPE_BF16, 0.02f, r.e * 2 * f, h), r.e);
+    struct tensor fc2 = view3(normal_tensor(DTYPE_BF16, 0.02f, r.e * h, f), r.e);
+    struct tensor d_fc1 = tensor_new(arena, DTYPE_F32, r.e, 2 * f, h);
+    struct tensor d_fc2 = tensor_new(arena, DTYPE_F32, r.e, h, f);
+    struct tensor pre = new_tensor(DTYPE_BF16, rows, 2 * f), y = new_tensor(DTYPE_BF16, rows, h);
+    struct tensor d_x = new_tensor(DTYPE_BF16, rows, h),
+                  prob = normal_tensor(DTYPE_F32, 1.0f, rows, 1);
+    struct tensor d_prob = tensor_new(arena, DTYPE_F32, rows);
+    struct tensor offsets = numbers(r.e + 1, offset_of, (const void *)&r);
+    struct tensor row_token = numbers(rows, token_of, (const void *)&r);
+
+    prob = tensor_view(&prob, rows);
+    op_fill_zero(stream, &d_fc1);
+    op_fill_zero(stream, &d_fc2);
+    struct experts_work work = {
+        .forward = {.activation = ACTIVATION_SWIGLU,
+                    .y = &y,
+                    .pre_activation = &pre,
+                    .x = &x,
+                    .row_token = &row_token,
+                    .offsets = &offsets,
+                    .row_prob = &prob,
+                    .fc1 = &fc1,
+                    .fc2 = &fc2},
+    };
+    work.backward = (struct experts_backward){.forward = work.forward,
+                                              .d_y = &d_y,
+                                              .d_y_row_token = &row_token,
+                                              .d_x = &d_x,
+                                              .d_row_prob = &d_prob,
+                                              .d_fc1 = &d_fc1,
+                                              .d_fc2 = &d_fc2};
+    snprintf(line, sizeof line, "%s forward", name);
+    report(line, experts_forward_run, &work, flops, 0.0);
+    snprintf(line, sizeof line, "%s backward", name);
+    report(line, experts_backward_run, &work, 2.0 * flops, 0.0);
+}
+
+/* ---- what memory bounds, T 16384, H 4096 ---- */
+
+#define RUNNER(name, args)                                                                         \
+    static void name##_run(void *context)                                                          \
+    {                                                                                              \
+        op_##name(stream, (const struct args *)context);                                           \
+    }
+RUNNER(norm_forward, norm_forward)
+RUNNER(norm_backward, norm_backward)
+RUNNER(qkv_split_forward, qkv_split)
+RUNNER(activation_forward, activation)
+RUNNER(activation_backward, activation)
+RUNNER(row_sum, row_sum)
+RUNNER(row_gather, row_gather)
+RUNNER(cross_entropy_forward, cross_entropy)
+RUNNER(cross_entropy_backward, cross_entropy_backward)
+RUNNER(adam_step, adam_step)
+RUNNER(square_sum, square_sum)
+RUNNER(attention_forward, attention)
+RUNNER(attention_backward, attention_backward)
+RUNNER(permutation, permutation)
+RUNNER(router_topk_forward, router_topk)
+
+static int32_t spread_index(int64_t i, const int64_t *with)
+{
+    return (int32_t)(i * 7919 % *with);
+}
+
+static void bench_norm(int64_t t, int64_t h)
+{
+    const double bytes = 2.0 * (double)t * (double)h; /* of one bf16 tensor */
+
+    begin();
+    struct tensor x = normal_tensor(DTYPE_BF16, 1.0f, t, h),
+                  r = normal_tensor(DTYPE_BF16, 1.0f, t, h);
+    struct tensor y = new_tensor(DTYPE_BF16, t, h), sum = new_tensor(DTYPE_BF16, t, h);
+    struct tensor row = normal_tensor(DTYPE_BF16, 1.0f, 1, h), weight = tensor_view(&row, h);
+    struct tensor inv_std = tensor_new(arena, DTYPE_F32, t),
+                  d_weight = tensor_new(arena, DTYPE_F32, h);
+
+    report("rmsnorm + residual forward", norm_forward_run,
+           &(struct norm_forward){.y = &y,
+                                  .inv_std = &inv_std,
+                                  .sum = &sum,
+                                  .x = &x,
+                                  .residual = &r,
+                                  .weight = &weight,
+                                  .eps = 1e-5f},
+           0.0, 4.0 * bytes);
+    report("rmsnorm + residual backward", norm_backward_run,
+           &(struct norm_backward){.d_x = &y,
+                                   .d_weight = &d_weight,
+                                   .d_y = &r,
+                                   .x = &sum,
+                                   .weight = &weight,
+                                   .inv_std = &inv_std,
+                                   .d_residual = &x},
+           0.0, 4.0 * bytes);
+}
+
+static void bench_rope(int64_t t, int64_t a, int64_t g, int64_t d)
+{
+    begin();
+    struct tensor qkv = normal_tensor(DTYPE_BF16, 1.0f, t, (a + 2 * g) * d);
+    struct tensor q = tensor_new(arena, DTYPE_BF16, t, a, d);
+    struct tensor k = tensor_new(arena, DTYPE_BF16, t, g, d),
+                  v = tensor_new(arena, DTYPE_BF16, t, g, d);
+    struct tensor flat = normal_tensor(DTYPE_F32, 1.0f, 4096, d);
+    struct tensor table = tensor_view(&flat, 4096, d / 2, 2);
+    const int64_t positions = 4096;
+    struct tensor position = numbers(t, spread_index, &positions);
+
+    report("qkv split and rope", qkv_split_forward_run,
+           &(struct qkv_split){
+               .q = &q, .k = &k, .v = &v, .qkv = &qkv, .table = &table, .position = &position},
+           0.0, 2.0 * (double)tensor_size_bytes(&qkv));
+}
+
+static void bench_swiglu(int64_t t, int64_t f)
+{
+    const double bytes = 2.0 * (double)t * (double)f;
+
+    begin();
+    struct tensor x = normal_tensor(DTYPE_BF16, 1.0f, t, 2 * f), y = new_tensor(DTYPE_BF16, t, f);
+    struct tensor d_y = normal_tensor(DTYPE_BF16, 1.0f, t, f),
+                  d_x = new_tensor(DTYPE_BF16, t, 2 * f);
+    struct activation op = {.kind = ACTIVATION_SWIGLU, .y = &y, .x = &x, .d_y = &d_y, .d_x = &d_x};
+
+    report("SwiGLU forward", activation_forward_run, &op, 0.0, 3.0 * bytes);
+    report("SwiGLU backward", activation_backward_run, &op, 0.0, 5.0 * bytes);
+}
+
+static void bench_rows(int64_t t, int64_t k, int64_t h)
+{
+    const int64_t rows = t * k;
+    const double bytes = 2.0 * (double)t * (double)h;
+
+    begin();
+    struct tensor x = normal_tensor(DTYPE_BF16, 1.0f, t, h), y = new_tensor(DTYPE_BF16, rows, h);
+    struct tensor index = numbers(rows, spread_index, &t);
+    struct tensor slots = numbers(rows, spread_index, &rows), row_of = tensor_view(&slots, t, k);
+
+    report("row gather", row_gather_run, &(struct row_gather){.y = &y, .x = &x, .index = &index},
+           0.0, 2.0 * (double)k * bytes);
+    report("combine (row sum)", row_sum_run,
+           &(struct row_sum){.y = &x, .rows = &y, .row_of = &row_of}, 0.0,
+           ((double)k + 1.0) * bytes);
+}
+
+static void bench_cross_entropy(int64_t t, int64_t v)
+{
+    const double bytes = 2.0 * (double)t * (double)v;
+
+    begin();
+    struct tensor logits = normal_tensor(DTYPE_BF16, 1.0f, t, v);
+    struct tensor max = tensor_new(arena, DTYPE_F32, t), sum = tensor_new(arena, DTYPE_F32, t);
+    struct tensor target = tensor_new(arena, DTYPE_F32, t), label = numbers(t, spread_index, &v);
+
+    report("cross entropy forward", cross_entropy_forward_run,
+           &(struct cross_entropy){
+               .max = &max, .sum_exp = &sum, .target = &target, .logits = &logits, .label = &label},
+           0.0, bytes);
+    report("cross entropy backward", cross_entropy_backward_run,
+           &(struct cross_entropy_backward){
+               .logits = &logits, .max = &max, .sum_exp = &sum, .label = &label, .d_loss = &target},
+           0.0, 2.0 * bytes);
+}
+
+static void bench_optimizer(int64_t n)
+{
+    begin();
+    struct tensor rows[4], flat[4], param = tensor_new(arena, DTYPE_BF16, n);
+    struct tensor scale = normal_tensor(DTYPE_F32, 1.0f, 1, 1),
+                  sum = tensor_new(arena, DTYPE_F64, 1);
+
+    for (int i = 0; i < 4; i++) {
+        rows[i] = normal_tensor(DTYPE_F32, 0.1f, n / 4096, 4096);
+        flat[i] = tensor_view(&rows[i], n);
+    }
+    op_fill_zero(stream, &flat[2]);
+    scale = tensor_view(&scale, 1);
+    report("Adam (f32 masters and moments)", adam_step_run,
+           &(struct adam_step){.param = &param,
+                               .master = &flat[0],
+                               .exp_avg = &flat[1],
+                               .exp_avg_sq = &flat[2],
+                               .grad = &flat[3],
+                               .grad_scale = &scale,
+                               .lr = 1e-4f,
+                               .beta1 = 0.9f,
+                               .beta2 = 0.95f,
+                               .eps = 1e-8f,
+                               .step = 5},
+           0.0, 30.0 * (double)n);
+    report("square sum", square_sum_run, &(struct square_sum){.sum = &sum, .x = &flat[3]}, 0.0,
+           4.0 * (double)n);
+}
+
+static void bench_attention(int64_t s, int64_t a, int64_t g, int64_t d)
+{
+    const double flops = 2.0 * (double)(s * s) * (double)(a * d); /* causal: half of 4 S^2 A D */
+
+    begin();
+    struct tensor flat = normal_tensor(DTYPE_BF16, 1.0f, s, a * d),
+                  q = tensor_view(&flat, s, 1, a, d);
+    struct tensor flat_k = normal_tensor(DTYPE_BF16, 1.0f, s, g * d),
+                  k = tensor_view(&flat_k, s, 1, g, d);
+    struct tensor v = k, out = tensor_new(arena, DTYPE_BF16, s, 1, a, d);
+    struct tensor lse = tensor_new(arena, DTYPE_F32, 1, a, s),
+                  d_q = tensor_new(arena, DTYPE_BF16, s, 1, a, d);
+    struct tensor d_k = tensor_new(arena, DTYPE_BF16, s, 1, g, d),
+                  d_v = tensor_new(arena, DTYPE_BF16, s, 1, g, d);
+    struct attention op = {.scale = 0.088f,
+                           .causal = true,
+                           .kv_length = s,
+                           .q = &q,
+                           .k = &k,
+                           .v = &v,
+                           .out = &out,
+                           .lse = &lse};
+
+    report("attention forward", attention_forward_run, &op, flops, 0.0);
+    report("attention backward", attention_backward_run,
+           &(struct attention_backward){
+               .forward = op, .d_out = &q, .d_q = &d_q, .d_k = &d_k, .d_v = &d_v},
+           2.5 * flops, 0.0);
+}
+
+static void bench_router(int64_t t, int64_t e, int64_t k)
+{
+    begin();
+    struct tensor logits = normal_tensor(DTYPE_F32, 1.0f, t, e),
+                  probs = new_tensor(DTYPE_F32, t, k);
+    struct tensor indices = tensor_new(arena, DTYPE_I32, t, k),
+                  row_of = tensor_new(arena, DTYPE_I32, t, k);
+    struct tensor row_token = tensor_new(arena, DTYPE_I32, t * k);
+    struct tensor row_prob = tensor_new(arena, DTYPE_F32, t * k),
+                  offsets = tensor_new(arena, DTYPE_I32, e + 1);
+
+    report("router top-k", router_topk_forward_run,
+           &(struct router_topk){.rule = {.topk = (int)k, .scaling_factor = 1.0f},
+                                 .probs = &probs,
+                                 .indices = &indices,
+                                 .logits = &logits},
+           0.0, 4.0 * (double)(t * e));
+    report("router permutation", permutation_run,
+           &(struct permutation){.row_of = &row_of,
+                                 .row_token = &row_token,
+                                 .row_prob = &row_prob,
+                                 .offsets = &offsets,
+                                 .indices = &indices,
+                                 .probs = &probs},
+           0.0, 20.0 * (double)(t * k));
+}
+
+int main(int argc, char **argv)
+{
+    const struct device *gpu = device_cuda(0);
+
+    words = argv + 1;
+    num_words = argc - 1;
+    if (gpu == NULL) {
+        fprintf(stderr, "bench_cuda: %s\n", error_text());
+        return 1;
+    }
+    stream = stream_create(gpu, ops_cuda());
+    arena = arena_create("bench", &gpu->memory);
+    measure_roofs();
+    bench_experts("experts Mixtral T4096", (struct routing){4096, 8, 2, false}, 4096, 14336);
+    bench_experts("experts Mixtral T4096 skewed", (struct routing){4096, 8, 2, true}, 4096, 14336);
+    bench_experts("experts Mixtral T16384", (struct routing){16384, 8, 2, false}, 4096, 14336);
+    bench_experts("experts Qwen3-30B T32768", (struct routing){32768, 128, 8, false}, 2048, 768);
+    bench_norm(16384, 4096);
+    bench_rope(16384, 32, 8, 128);
+    bench_swiglu(16384, 14336);
+    bench_rows(16384, 2, 4096);
+    bench_cross_entropy(8192, 32768);
+    bench_optimizer((int64_t)256 << 20);
+    bench_router(32768, 128, 8);
+    bench_attention(4096, 32, 8, 128);
+    return 0;
+}

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Builds the CUDA backend and checks every op on this machine's GPU; then the speeds.
+#   tests/gpu.sh [check|sanitize|bench [WORD...]]   (nothing: check, then bench)
+# Needs nvcc, cmake, ninja and a C compiler only. Exits 77 where there is no GPU.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+build=${CADRE_GPU_BUILD:-$root/build-gpu}
+what=${1:-all}
+[ $# -gt 0 ] && shift
+export CUDACXX="${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}"
+
+if ! nvidia-smi -L; then
+    echo "gpu.sh: no GPU here; nothing was checked"
+    exit 77
+fi
+cmake -S "$root/tests/gpu" -B "$build" -G Ninja -DCADRE_CUDA=ON >"$build.log" 2>&1 ||
+    { cat "$build.log"; exit 1; }
+cmake --build "$build" >"$build.log" 2>&1 || { tail -50 "$build.log"; exit 1; }
+status=0
+if [ "$what" = all ] || [ "$what" = check ]; then
+    "$build/check_ops" >"$build/check.txt" || status=$?
+    grep -A70 'results compared' "$build/check.txt" || tail -20 "$build/check.txt"
+fi
+if [ "$what" = sanitize ]; then
+    for tool in memcheck racecheck initcheck; do
+        compute-sanitizer --tool $tool --error-exitcode 9 "$build/check_ops" \
+            >"$build/sanitize_$tool.txt" 2>&1 || status=$?
+        echo "$tool: $(tail -1 "$build/sanitize_$tool.txt")"
+    done
+fi
+if [ "$what" = all ] || [ "$what" = bench ]; then
+    "$build/bench_cuda" "$@"
+fi
+exit $status

@@ -1,0 +1,802 @@
+/* check_ops [F32|BF16]: every op on the GPU against the same op on the CPU (whose products are sums
+ * in double here), on fresh random inputs, into poisoned outputs, in packed and odd sizes; and
+ * twice on the GPU, for the same bits. Prints a line an op, and a table of failures last. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/check.h"
+#include "base/rng.h"
+#include "device/device_cuda.h"
+#include "ops/ops.h"
+#include "ops/ops_cuda.h"
+
+enum { SIDE_CPU, SIDE_GPU, SIDE_GPU_AGAIN, NUM_SIDES };
+
+/* One tensor in three places. */
+struct trio {
+    struct tensor side[NUM_SIDES];
+};
+
+static struct stream *streams[NUM_SIDES];
+static struct arena *arenas[NUM_SIDES];
+static struct rng_key test_key;
+static uint64_t num_drawn;
+static int num_checks, num_failures;
+static char failures[64][160];
+static const char *current; /* what is being checked */
+static enum dtype act;      /* the activations' dtype of the current pass */
+
+#define SIZE_OF_DIMS(...) (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t))
+#define NEW(dtype, ...) trio_new((dtype), (const int64_t[]){__VA_ARGS__}, SIZE_OF_DIMS(__VA_ARGS__))
+#define NORMAL(dtype, scale, ...) filled_normal(NEW(dtype, __VA_ARGS__), (scale))
+#define POISON(dtype, ...) poisoned(NEW(dtype, __VA_ARGS__))
+#define BELOW(n, ...) filled_below(NEW(DTYPE_I32, __VA_ARGS__), (n))
+/* In BOTH: the tensor of the side that runs. */
+#define D(x) (&(x).side[side])
+#define BOTH(name, args, ...)                                                                      \
+    for (int side = 0; side < NUM_SIDES; side++)                                                   \
+    op_##name(streams[side], &(struct args){__VA_ARGS__})
+
+static struct trio trio_new(enum dtype dtype, const int64_t *dims, int num_dims)
+{
+    struct trio trio;
+
+    for (int side = 0; side < NUM_SIDES; side++) {
+        trio.side[side] = tensor_allocate(arenas[side], dtype, dims, num_dims);
+    }
+    return trio;
+}
+
+/* The CPU's values to the GPU's two. */
+static struct trio spread(struct trio trio)
+{
+    for (int side = SIDE_GPU; side < NUM_SIDES; side++) {
+        stream_copy_from_host(streams[side], trio.side[side].data, trio.side[SIDE_CPU].data,
+                              tensor_size_bytes(&trio.side[SIDE_CPU]));
+    }
+    return trio;
+}
+
+static void put(struct tensor *x, int64_t i, double value)
+{
+    switch (x->dtype) {
+    case DTYPE_F32:
+        ((float *)x->data)[i] = (float)value;
+        break;
+    case DTYPE_BF16:
+        ((bf16_t *)x->data)[i] = bf16_from_float((float)value);
+        break;
+    case DTYPE_F64:
+        ((double *)x->data)[i] = value;
+        break;
+    case DTYPE_I32:
+        ((int32_t *)x->data)[i] = (int32_t)value;
+        break;
+    default:
+        ((int64_t *)x->data)[i] = (int64_t)value;
+        break;
+    }
+}
+
+static double get(const struct tensor *x, const void *data, int64_t i)
+{
+    switch (x->dtype) {
+    case DTYPE_F32:
+        return (double)((const float *)data)[i];
+    case DTYPE_BF16:
+        return (double)bf16_to_float(((const bf16_t *)data)[i]);
+    case DTYPE_F64:
+        return ((const double *)data)[i];
+    case DTYPE_I32:
+        return (double)((const int32_t *)data)[i];
+    default:
+        return (double)((const int64_t *)data)[i];
+    }
+}
+
+static struct trio filled_normal(struct trio trio, double scale)
+{
+    const uint64_t row = num_drawn++;
+    const int64_t n = tensor_num_elements(&trio.side[0]);
+
+    for (int64_t i = 0; i < n; i++) {
+        put(&trio.side[0], i, scale * rng_normal(test_key, row, (uint64_t)i));
+    }
+    return spread(trio);
+}
+
+static struct trio filled_below(struct trio trio, int64_t end)
+{
+    const uint64_t row = num_drawn++;
+    const int64_t n = tensor_num_elements(&trio.side[0]);
+
+    for (int64_t i = 0; i < n; i++) {
+        put(&trio.side[0], i, floor((double)rng_uniform(test_key, row, (uint64_t)i) * (double)end));
+    }
+    return spread(trio);
+}
+
+static struct trio poisoned(struct trio trio)
+{
+    const int64_t n = tensor_num_elements(&trio.side[0]);
+    const bool whole = trio.side[0].dtype == DTYPE_I32 || trio.side[0].dtype == DTYPE_I64;
+
+    for (int64_t i = 0; i < n; i++) {
+        put(&trio.side[0], i, whole ? -1000000000.0 : NAN);
+    }
+    return spread(trio);
+}
+
+static struct trio ids(int64_t n)
+{
+    struct trio trio = NEW(DTYPE_I64, n);
+
+    for (int64_t i = 0; i < n; i++) {
+        put(&trio.side[0], i, (double)(i * 37 % 1000003 + 5));
+    }
+    return spread(trio);
+}
+
+static void failed(const char *name, const char *format, double value, double limit)
+{
+    if (num_failures < 64) {
+        int length = snprintf(failures[num_failures], sizeof failures[0], "%s %s %s: ", current,
+                              dtype_name(act), name);
+
+        snprintf(failures[num_failures] + length, sizeof failures[0] - (size_t)length, format,
+                 value, limit);
+    }
+    num_failures++;
+}
+
+/* The first n elements of the GPU's result against the CPU's, relative to the largest; and its bits
+ * against those of the second run. */
+static void check_close(const char *name, const struct trio *x, int64_t n, double tolerance)
+{
+    const struct tensor *cpu = &x->side[SIDE_CPU];
+    const size_t size_bytes = tensor_size_bytes(cpu);
+    void *gpu = malloc(size_bytes + 1), *again = malloc(size_bytes + 1);
+    double largest = 0.0, worst = 0.0;
+
+    stream_copy_to_host(streams[SIDE_GPU], gpu, x->side[SIDE_GPU].data, size_bytes);
+    stream_copy_to_host(streams[SIDE_GPU_AGAIN], again, x->side[SIDE_GPU_AGAIN].data, size_bytes);
+    for (int64_t i = 0; i < n; i++) {
+        largest = fmax(largest, fabs(get(cpu, cpu->data, i)));
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const double error = fabs(get(cpu, gpu, i) - get(cpu, cpu->data, i));
+
+        worst = error <= worst ? worst : error; /* takes NaN */
+        if (isnan(error)) {
+            worst = NAN;
+            break;
+        }
+    }
+    worst /= largest > 0.0 ? largest : 1.0;
+    num_checks++;
+    printf("%-34s %-5s %-14s error %.1e\n", current, dtype_name(act), name, worst);
+    if (!(worst <= tolerance)) {
+        failed(name, "error %.3e, at most %.0e", worst, tolerance);
+    }
+    if (memcmp(gpu, again, (size_t)n * (size_t)dtype_size_bytes(cpu->dtype)) != 0) {
+        failed(name, "other bits in the second run%.0f%.0f", 0.0, 0.0);
+    }
+    free(gpu);
+    free(again);
+}
+
+static double tolerance(const struct trio *x)
+{
+    return act == DTYPE_BF16 || x->side[0].dtype == DTYPE_BF16 ? 1e-2 : 1e-5;
+}
+
+#define CLOSE(x) check_close(#x, &(x), tensor_num_elements(&(x).side[0]), tolerance(&(x)))
+#define CLOSE_ROWS(x, rows)                                                                        \
+    check_close(#x, &(x), (rows) * (tensor_num_elements(&(x).side[0]) / (x).side[0].dim[0]),       \
+                tolerance(&(x)))
+#define SAME(x) check_close(#x, &(x), tensor_num_elements(&(x).side[0]), 0.0)
+
+static void begin(const char *name)
+{
+    for (int side = 0; side < NUM_SIDES; side++) {
+        stream_wait(streams[side]);
+        arena_release(arenas[side], (struct arena_mark){0});
+    }
+    current = name;
+}
+
+/* ---- blocks of the transformer ---- */
+
+static void check_matmul(int64_t m, int64_t n, int64_t k, enum dtype out)
+{
+    begin("matmul");
+    for (int i = 0; i < 4; i++) {
+        const bool ta = i & 1, tb = i & 2;
+        struct trio a = NORMAL(act, 1.0, ta ? k : m, ta ? m : k);
+        struct trio b = NORMAL(act, 1.0, tb ? n : k, tb ? k : n);
+        struct trio c = POISON(out, m, n), sum = NORMAL(out, 1.0, m, n), y = POISON(out, m, n);
+        struct trio bias = NORMAL(act, 1.0, n);
+
+        BOTH(matmul, matmul, .c = D(c), .a = D(a), .b = D(b), .transpose_a = ta, .transpose_b = tb);
+        CLOSE(c);
+        BOTH(matmul, matmul, .c = D(sum), .a = D(a), .b = D(b), .transpose_a = ta,
+             .transpose_b = tb, .accumulate = true);
+        CLOSE(sum);
+        BOTH(matmul, matmul, .c = D(y), .a = D(a), .b = D(b), .transpose_a = ta, .transpose_b = tb,
+             .bias = D(bias));
+        CLOSE(y);
+    }
+}
+
+static void check_bias(int64_t t, int64_t n)
+{
+    begin("bias");
+    struct trio y = NORMAL(act, 1.0, t, n), bias = NORMAL(act, 1.0, n);
+    struct trio d_bias = NORMAL(DTYPE_F32, 1.0, n);
+
+    BOTH(bias_forward, bias_forward, .y = D(y), .bias = D(bias));
+    CLOSE(y);
+    BOTH(bias_backward, bias_backward, .d_bias = D(d_bias), .d_y = D(y));
+    CLOSE(d_bias);
+}
+
+static void check_norm(enum norm_kind kind, bool one_plus, bool residual_too, int64_t t, int64_t h)
+{
+    const bool layernorm = kind == NORM_LAYERNORM;
+
+    begin(layernorm ? "layernorm" : "rmsnorm");
+    struct trio x = NORMAL(act, 1.0, t, h), residual = NORMAL(act, 1.0, t, h);
+    struct trio weight = NORMAL(act, 1.0, h), bias = NORMAL(act, 1.0, h);
+    struct trio y = POISON(act, t, h), sum = POISON(act, t, h), d_x = POISON(act, t, h);
+    struct trio mean = POISON(DTYPE_F32, t), inv_std = POISON(DTYPE_F32, t);
+    struct trio d_y = NORMAL(act, 1.0, t, h);
+    struct trio d_weight = NORMAL(DTYPE_F32, 1.0, h), d_bias = NORMAL(DTYPE_F32, 1.0, h);
+
+    BOTH(norm_forward, norm_forward, .kind = kind, .one_plus = one_plus, .eps = 1e-5f, .y = D(y),
+         .inv_std = D(inv_std), .mean = layernorm ? D(mean) : NULL,
+         .sum = residual_too ? D(sum) : NULL, .x = D(x),
+         .residual = residual_too ? D(residual) : NULL, .weight = D(weight),
+         .bias = layernorm ? D(bias) : NULL);
+    CLOSE(y);
+    CLOSE(inv_std);
+    if (residual_too) {
+        CLOSE(sum);
+    }
+    BOTH(norm_backward, norm_backward, .kind = kind, .one_plus = one_plus, .d_x = D(d_x),
+         .d_weight = D(d_weight), .d_bias = layernorm ? D(d_bias) : NULL, .d_y = D(d_y),
+         .x = residual_too ? D(sum) : D(x), .weight = D(weight), .inv_std = D(inv_std),
+         .mean = layernorm ? D(mean) : NULL, .d_residual = residual_too ? D(residual) : NULL);
+    CLOSE(d_x);
+    CLOSE(d_weight);
+    if (layernorm) {
+        CLOSE(d_bias);
+    }
+}
+
+static void check_qkv(int64_t t, int64_t a, int64_t g, int64_t d, int64_t p, bool interleaved)
+{
+    begin("qkv_split");
+    struct trio qkv = NORMAL(act, 1.0, t, (a + 2 * g) * d), back = POISON(act, t, (a + 2 * g) * d);
+    struct trio q = POISON(act, t, a, d), k = POISON(act, t, g, d), v = POISON(act, t, g, d);
+    struct trio table = NORMAL(DTYPE_F32, 1.0, 50, p > 0 ? p : 1, 2), position = BELOW(50, t);
+
+    BOTH(qkv_split_forward, qkv_split, .q = D(q), .k = D(k), .v = D(v), .qkv = D(qkv),
+         .table = p > 0 ? D(table) : NULL, .position = p > 0 ? D(position) : NULL,
+         .interleaved = interleaved);
+    CLOSE(q);
+    CLOSE(k);
+    CLOSE(v);
+    BOTH(qkv_split_backward, qkv_split, .q = D(q), .k = D(k), .v = D(v), .qkv = D(back),
+         .table = p > 0 ? D(table) : NULL, .position = p > 0 ? D(position) : NULL,
+         .interleaved = interleaved);
+    CLOSE(back);
+}
+
+static void check_attention(int64_t s, int64_t s_kv, int64_t b, int64_t a, int64_t g, int64_t d,
+                            bool causal, bool documents, float p)
+{
+    begin(documents ? "attention, documents" : p > 0.0f ? "attention, dropout" : "attention");
+    const int64_t kv_length = s_kv - 3 > s ? s_kv - 3 : s, q_start = causal ? kv_length - s : 0;
+    const int64_t rows = s_kv > kv_length ? s_kv : kv_length;
+    struct trio q = NORMAL(act, 1.0, s, b, a, d), k = NORMAL(act, 1.0, rows, b, g, d);
+    struct trio v = NORMAL(act, 1.0, rows, b, g, d), out = POISON(act, s, b, a, d);
+    struct trio lse = POISON(DTYPE_F32, b, a, s), d_out = NORMAL(act, 1.0, s, b, a, d);
+    struct trio d_q = POISON(act, s, b, a, d), d_k = POISON(act, rows, b, g, d);
+    struct trio d_v = POISON(act, rows, b, g, d), sample = ids(b), start = NEW(DTYPE_I32, s * b);
+
+    for (int64_t i = 0; i < s * b; i++) {
+        put(&start.side[0], i, (double)((q_start + i / b) / 20 * 20));
+    }
+    start = spread(start);
+#define ATTENTION                                                                                  \
+    .scale = 0.2f, .causal = causal, .q_start = q_start, .kv_length = kv_length, .q = D(q),        \
+    .k = D(k), .v = D(v), .out = D(out), .lse = D(lse),                                            \
+    .document_start = documents ? D(start) : NULL, .dropout = {p, {11, 22}},                       \
+    .sample_id = D(sample), .head_start = 2, .num_heads_global = a + 4
+    BOTH(attention_forward, attention, ATTENTION);
+    CLOSE(out);
+    CLOSE(lse);
+    BOTH(attention_backward, attention_backward, .forward = {ATTENTION}, .d_out = D(d_out),
+         .d_q = D(d_q), .d_k = D(d_k), .d_v = D(d_v));
+    CLOSE(d_q);
+    CLOSE(d_k);
+    CLOSE(d_v);
+}
+
+static void check_activation(enum activation_kind kind, int64_t t, int64_t f)
+{
+    const int64_t width = kind == ACTIVATION_SWIGLU ? 2 * f : f;
+
+    begin("activation");
+    struct trio x = NORMAL(act, 2.0, t, width), y = POISON(act, t, f);
+    struct trio d_y = NORMAL(act, 1.0, t, f), d_x = POISON(act, t, width);
+
+    BOTH(activation_forward, activation, .kind = kind, .y = D(y), .x = D(x));
+    CLOSE(y);
+    BOTH(activation_backward, activation, .kind = kind, .d_y = D(d_y), .x = D(x), .d_x = D(d_x));
+    CLOSE(d_x);
+}
+
+static void check_random(int64_t t, int64_t h)
+{
+    begin("dropout, jitter, normal");
+    struct trio x = NORMAL(act, 1.0, t, h), residual = NORMAL(act, 1.0, t, h), token = ids(t);
+    struct trio y = POISON(act, t, h), jittered = POISON(act, t, h);
+    struct trio normal = POISON(DTYPE_F32, t, h);
+    const struct rng_key key = {3, 4};
+
+    BOTH(dropout, dropout, .y = D(y), .x = D(x), .residual = D(residual), .token_id = D(token),
+         .rule = {0.3f, key});
+    CLOSE(y);
+    BOTH(dropout, dropout, .y = D(y), .x = D(x), .rule = {0.0f, key});
+    CLOSE(y);
+    BOTH(jitter, jitter, .y = D(jittered), .x = D(x), .token_id = D(token), .eps = 0.1f,
+         .key = key);
+    CLOSE(jittered);
+    BOTH(random_normal, random_normal, .x = D(normal), .token_id = D(token), .key = key);
+    CLOSE(normal);
+}
+
+static void check_embedding(int64_t t, int64_t v, int64_t h)
+{
+    begin("embedding");
+    struct trio weight = NORMAL(act, 1.0, v, h), id = BELOW(v * 2, t), y = POISON(act, t, h);
+    struct trio sum = NORMAL(act, 1.0, t, h), d_y = NORMAL(act, 1.0, t, h);
+    struct trio d_weight = NORMAL(DTYPE_F32, 1.0, v, h);
+    const int64_t start = v / 2; /* ids below and above belong to other ranks */
+
+    BOTH(embedding_forward, embedding, .y = D(y), .weight = D(weight), .id = D(id),
+         .vocab_start = start);
+    CLOSE(y);
+    BOTH(embedding_forward, embedding, .y = D(sum), .weight = D(weight), .id = D(id),
+         .vocab_start = start, .accumulate = true);
+    CLOSE(sum);
+    BOTH(embedding_backward, embedding_backward, .d_weight = D(d_weight), .d_y = D(d_y),
+         .id = D(id), .vocab_start = start);
+    CLOSE(d_weight);
+}
+
+static void check_cross_entropy(int64_t t, int64_t v)
+{
+    begin("cross entropy");
+    struct trio logits = NORMAL(act, 3.0, t, v), label = BELOW(v * 2, t),
+                d_loss = NORMAL(DTYPE_F32, 1.0, t);
+    struct trio max = POISON(DTYPE_F32, t), sum_exp = POISON(DTYPE_F32, t);
+    struct trio target = POISON(DTYPE_F32, t), loss = POISON(DTYPE_F32, t);
+    struct trio higher = NORMAL(DTYPE_F32, 1.0, t);
+
+    BOTH(cross_entropy_forward, cross_entropy, .max = D(max), .sum_exp = D(sum_exp),
+         .target = D(target), .logits = D(logits), .label = D(label), .vocab_start = v / 2);
+    CLOSE(max);
+    CLOSE(sum_exp);
+    CLOSE(target);
+    BOTH(token_loss, token_loss, .loss = D(loss), .max = D(max), .sum_exp = D(sum_exp),
+         .target = D(target));
+    CLOSE(loss);
+    BOTH(cross_entropy_backward, cross_entropy_backward, .logits = D(logits), .max = D(max),
+         .sum_exp = D(sum_exp), .label = D(label), .d_loss = D(d_loss), .vocab_start = v / 2);
+    CLOSE(logits);
+    BOTH(softmax_rescale, softmax_rescale, .sum_exp = D(sum_exp), .local_max = D(max),
+         .max = D(higher));
+    CLOSE(sum_exp);
+}
+
+static void check_elementwise(int64_t n)
+{
+    begin("linear_combination, add, zero");
+    for (int i = 0; i < 4; i++) {
+        const enum dtype from = i & 1 ? DTYPE_BF16 : DTYPE_F32, to = i & 2 ? DTYPE_BF16 : DTYPE_F32;
+        struct trio x = NORMAL(from, 1.0, n), y = POISON(to, n), z = NORMAL(to, 1.0, n);
+
+        BOTH(linear_combination, linear_combination, .y = D(y), .x = D(x), .a = 0.5f);
+        CLOSE(y);
+        BOTH(linear_combination, linear_combination, .y = D(z), .x = D(x), .a = 0.5f, .b = 2.0f);
+        CLOSE(z);
+    }
+    struct trio u = NORMAL(act, 1.0, n), v = NORMAL(act, 1.0, n), w = POISON(act, n);
+
+    BOTH(add, add, .y = D(w), .u = D(u), .v = D(v));
+    CLOSE(w);
+    for (int side = 0; side < NUM_SIDES; side++) {
+        op_fill_zero(streams[side], D(w));
+    }
+    SAME(w);
+}
+
+/* ---- mixture of experts ---- */
+
+static void check_router(const char *name, struct router_rule rule, int64_t t, int64_t e,
+                         bool selection_too, bool bias_too)
+{
+    begin(name);
+    const int64_t k = rule.topk;
+    struct trio logits = NORMAL(DTYPE_F32, 2.0, t, e), selection = NORMAL(DTYPE_F32, 1.0, t, e);
+    struct trio bias = NORMAL(DTYPE_F32, 0.3, e), probs = POISON(DTYPE_F32, t, k);
+    struct trio indices = POISON(DTYPE_I32, t, k), d_probs = NORMAL(DTYPE_F32, 1.0, t, k);
+    struct trio d_logits = NORMAL(DTYPE_F32, 1.0, t, e);
+
+    BOTH(router_topk_forward, router_topk, .rule = rule, .probs = D(probs), .indices = D(indices),
+         .logits = D(logits), .selection = selection_too ? D(selection) : NULL,
+         .expert_bias = bias_too ? D(bias) : NULL);
+    SAME(indices);
+    CLOSE(probs);
+    BOTH(router_topk_backward, router_topk_backward, .rule = rule, .d_logits = D(d_logits),
+         .d_probs = D(d_probs), .logits = D(logits), .indices = D(indices));
+    CLOSE(d_logits);
+}
+
+static void check_ties(void)
+{
+    begin("router, ties");
+    const int64_t t = 5, e = 70, k = 3;
+    struct trio logits = NEW(DTYPE_F32, t, e), probs = POISON(DTYPE_F32, t, k);
+    struct trio indices = POISON(DTYPE_I32, t, k);
+
+    for (int64_t i = 0; i < t * e; i++) {
+        put(&logits.side[0], i, i / e == 1 ? (double)(i % 2) : 1.0);
+    }
+    logits = spread(logits);
+    BOTH(router_topk_forward, router_topk, .rule = {ROUTER_SOFTMAX, false, false, 3, 0, 0, 1.0f},
+         .probs = D(probs), .indices = D(indices), .logits = D(logits));
+    SAME(indices);
+    CLOSE(probs);
+}
+
+static void check_balance(enum router_score score, int64_t t, int64_t e, int64_t c)
+{
+    begin("balance");
+    const int64_t k = 3;
+    struct trio logits = NORMAL(DTYPE_F32, 2.0, t, e), indices = BELOW(e, t, k);
+    struct trio counts = POISON(DTYPE_F32, c, e), score_sums = POISON(DTYPE_F32, c, e);
+    struct trio loss = POISON(DTYPE_F32, 1), d_logits = NORMAL(DTYPE_F32, 1.0, t, e);
+    struct trio z = POISON(DTYPE_F32, 1), bias = NORMAL(DTYPE_F32, 1.0, e);
+
+    BOTH(router_balance, router_balance, .score = score, .counts = D(counts),
+         .score_sums = D(score_sums), .logits = D(logits), .indices = D(indices));
+    SAME(counts);
+    CLOSE(score_sums);
+    BOTH(router_balance_loss, router_balance_loss, .loss = D(loss), .counts = D(counts),
+         .score_sums = D(score_sums), .factor = 0.01f);
+    CLOSE(loss);
+    BOTH(router_balance_backward, router_balance_backward, .score = score, .d_logits = D(d_logits),
+         .logits = D(logits), .counts = D(counts), .scale = 0.02f);
+    CLOSE(d_logits);
+    BOTH(router_z_loss, router_z_loss, .loss = D(z), .d_logits = D(d_logits), .logits = D(logits),
+         .factor = 0.1f, .d_scale = 0.3f);
+    CLOSE(z);
+    CLOSE(d_logits);
+    if (c == 1) {
+        struct trio total = counts;
+
+        for (int side = 0; side < NUM_SIDES; side++) {
+            total.side[side] = tensor_view(&counts.side[side], e);
+        }
+        BOTH(expert_bias_update, expert_bias_update, .bias = D(bias), .counts = D(total),
+             .rate = 0.01f);
+        CLOSE(bias);
+    }
+}
+
+static void check_sinkhorn(int64_t t, int64_t e)
+{
+    begin("sinkhorn");
+    struct trio logits = NORMAL(DTYPE_F32, 1.0, t, e), assignment = POISON(DTYPE_F32, t, e);
+
+    BOTH(router_sinkhorn, router_sinkhorn, .assignment = D(assignment), .logits = D(logits),
+         .tolerance = 1e-4f, .max_iterations = 100);
+    CLOSE(assignment);
+}
+
+/* Distinct experts of each token, drawn as the router does. skew: added to the logits of expert 0.
+ */
+static struct trio routed(int64_t t, int64_t e, int64_t k, double skew, struct trio *probs)
+{
+    struct trio logits = NORMAL(DTYPE_F32, 1.0, t, e), indices = POISON(DTYPE_I32, t, k);
+
+    for (int64_t i = 0; i < t; i++) {
+        put(&logits.side[0], i * e, get(&logits.side[0], logits.side[0].data, i * e) + skew);
+        put(&logits.side[0], i * e + e - 1, -1e9); /* the last expert gets no token */
+    }
+    logits = spread(logits);
+    *probs = POISON(DTYPE_F32, t, k);
+    BOTH(router_topk_forward, router_topk,
+         .rule = {ROUTER_SOFTMAX, false, false, (int)k, 0, 0, 1.0f}, .probs = D(*probs),
+         .indices = D(indices), .logits = D(logits));
+    return indices;
+}
+
+static struct trio rows_of(const struct trio *x, int64_t count)
+{
+    struct trio rows;
+
+    for (int side = 0; side < NUM_SIDES; side++) {
+        rows.side[side] = tensor_rows(&x->side[side], 0, count);
+    }
+    return rows;
+}
+
+static void check_permutation(int64_t t, int64_t e, int64_t k, int64_t h, double skew,
+                              int64_t capacity, bool pad, enum drop_policy policy)
+{
+    begin(capacity > 0 ? "permutation, capacity" : "permutation");
+    struct trio probs, indices = routed(t, e, k, skew, &probs);
+    const int64_t num_rows = pad ? e * capacity : t * k;
+    struct trio row_of = POISON(DTYPE_I32, t, k), row_token = BELOW(1, num_rows);
+    struct trio row_prob = NORMAL(DTYPE_F32, 0.0, num_rows), offsets = POISON(DTYPE_I32, e + 1);
+    struct trio x = NORMAL(act, 1.0, t, h), rows = NORMAL(act, 0.0, num_rows, h);
+    struct trio y = POISON(act, t, h), sum = NORMAL(act, 1.0, t, h);
+    struct trio d_probs = POISON(DTYPE_F32, t, k), d_row_prob = NORMAL(DTYPE_F32, 1.0, num_rows);
+
+    if (capacity > 0) {
+        BOTH(router_drop, router_drop, .probs = D(probs), .indices = D(indices),
+             .num_experts = (int)e, .capacity = capacity, .policy = policy);
+        SAME(indices);
+        CLOSE(probs);
+    }
+    BOTH(permutation, permutation, .row_of = D(row_of), .row_token = D(row_token),
+         .row_prob = D(row_prob), .offsets = D(offsets), .indices = D(indices), .probs = D(probs),
+         .padded_capacity = pad ? capacity : 0);
+    SAME(row_of);
+    SAME(row_token);
+    CLOSE(row_prob);
+    SAME(offsets);
+    BOTH(slot_gather, slot_gather, .d_probs = D(d_probs), .d_row_prob = D(d_row_prob),
+         .row_of = D(row_of));
+    CLOSE(d_probs);
+    BOTH(row_gather, row_gather, .y = D(rows), .x = D(x), .index = D(row_token),
+         .offsets = D(offsets));
+    SAME(rows);
+    BOTH(row_sum, row_sum, .y = D(y), .rows = D(rows), .row_of = D(row_of));
+    CLOSE(y);
+    BOTH(row_sum, row_sum, .y = D(sum), .rows = D(rows), .row_of = D(row_of), .accumulate = true);
+    CLOSE(sum);
+}
+
+struct experts_case {
+    int64_t t, e, k, h, f;
+    double skew;
+    enum activation_kind kind;
+    bool gather, biases, no_probs;
+};
+
+static void check_experts(const char *name, struct experts_case c)
+{
+    begin(name);
+    const int64_t f1 = c.kind == ACTIVATION_SWIGLU ? 2 * c.f : c.f, num_used = c.t * c.k;
+    const int64_t num_rows = num_used + 37; /* rows that are not in use hold poison */
+    const double scale1 = 1.0 / sqrt((double)c.h), scale2 = 1.0 / sqrt((double)c.f);
+    struct trio probs, indices = routed(c.t, c.e, c.k, c.skew, &probs);
+    struct trio row_of = POISON(DTYPE_I32, c.t, c.k), row_token = POISON(DTYPE_I32, num_rows);
+    struct trio row_prob = POISON(DTYPE_F32, num_rows), offsets = POISON(DTYPE_I32, c.e + 1);
+    struct trio tokens = NORMAL(act, 1.0, c.t, c.h), rows = POISON(act, num_rows, c.h);
+    struct trio d_tokens = NORMAL(act, 1.0, c.t, c.h), d_rows = POISON(act, num_rows, c.h);
+    struct trio fc1 = NORMAL(act, scale1, c.e, f1, c.h), fc2 = NORMAL(act, scale2, c.e, c.h, c.f);
+    struct trio b1 = NORMAL(act, 1.0, c.e, f1), b2 = NORMAL(act, 1.0, c.e, c.h);
+    struct trio y = POISON(act, num_rows, c.h), h = POISON(act, num_rows, f1);
+    struct trio d_x = POISON(act, num_rows, c.h), d_row_prob = POISON(DTYPE_F32, num_rows);
+    struct trio d_fc1 = NORMAL(DTYPE_F32, 1.0, c.e, f1, c.h);
+    struct trio d_fc2 = NORMAL(DTYPE_F32, 1.0, c.e, c.h, c.f);
+    struct trio d_b1 = NORMAL(DTYPE_F32, 1.0, c.e, f1), d_b2 = NORMAL(DTYPE_F32, 1.0, c.e, c.h);
+
+    struct trio used_token = rows_of(&row_token, num_used),
+                used_prob = rows_of(&row_prob, num_used);
+
+    BOTH(permutation, permutation, .row_of = D(row_of), .row_token = D(used_token),
+         .row_prob = D(used_prob), .offsets = D(offsets), .indices = D(indices), .probs = D(probs));
+    BOTH(row_gather, row_gather, .y = D(rows), .x = D(tokens), .index = D(row_token),
+         .offsets = D(offsets));
+    BOTH(row_gather, row_gather, .y = D(d_rows), .x = D(d_tokens), .index = D(row_token),
+         .offsets = D(offsets));
+#define EXPERTS                                                                                    \
+    .activation = c.kind, .y = D(y), .pre_activation = D(h), .x = c.gather ? D(tokens) : D(rows),  \
+    .row_token = c.gather ? D(row_token) : NULL, .offsets = D(offsets),                            \
+    .row_prob = c.no_probs ? NULL : D(row_prob), .fc1 = D(fc1), .fc2 = D(fc2),                     \
+    .fc1_bias = c.biases ? D(b1) : NULL, .fc2_bias = c.biases ? D(b2) : NULL
+    BOTH(experts_forward, experts_forward, EXPERTS);
+    CLOSE_ROWS(h, num_used);
+    CLOSE_ROWS(y, num_used);
+    BOTH(experts_backward, experts_backward, .forward = {EXPERTS},
+         .d_y = c.gather ? D(d_tokens) : D(d_rows), .d_y_row_token = c.gather ? D(row_token) : NULL,
+         .d_x = D(d_x), .d_row_prob = c.no_probs ? NULL : D(d_row_prob), .d_fc1 = D(d_fc1),
+         .d_fc2 = D(d_fc2), .d_fc1_bias = c.biases ? D(d_b1) : NULL,
+         .d_fc2_bias = c.biases ? D(d_b2) : NULL);
+    CLOSE_ROWS(d_x, num_used);
+    if (!c.no_probs) {
+        CLOSE_ROWS(d_row_prob, num_used);
+    }
+    CLOSE(d_fc1);
+    CLOSE(d_fc2);
+    if (c.biases) {
+        CLOSE(d_b1);
+        CLOSE(d_b2);
+    }
+}
+
+/* ---- optimizer ---- */
+
+static void check_optimizer(int64_t n)
+{
+    begin("optimizer");
+    struct trio param = POISON(act, n), master = NORMAL(DTYPE_F32, 1.0, n);
+    struct trio exp_avg = NORMAL(DTYPE_F32, 0.1, n), exp_avg_sq = NEW(DTYPE_F32, n);
+    struct trio grad = NORMAL(DTYPE_F32, 1.0, n), scale = NORMAL(DTYPE_F32, 1.0, 1);
+    struct trio momentum = NORMAL(DTYPE_F32, 1.0, n), sum = NORMAL(DTYPE_F64, 1.0, 1);
+    struct trio zeros = NEW(DTYPE_F64, 1), sparse = BELOW(3, n), values = NEW(act, n);
+    struct trio norm = POISON(DTYPE_F32, 1), factor = POISON(DTYPE_F32, 1);
+
+    for (int64_t i = 0; i < n; i++) {
+        put(&exp_avg_sq.side[0], i, 0.01 + (double)(i % 7));
+        put(&values.side[0], i, get(&sparse.side[0], sparse.side[0].data, i));
+    }
+    put(&zeros.side[0], 0, 3.0);
+    put(&sum.side[0], 0, 2.0);
+    exp_avg_sq = spread(exp_avg_sq);
+    values = spread(values);
+    zeros = spread(zeros);
+    sum = spread(sum);
+    BOTH(adam_step, adam_step, .param = D(param), .master = D(master), .exp_avg = D(exp_avg),
+         .exp_avg_sq = D(exp_avg_sq), .grad = D(grad), .grad_scale = D(scale), .lr = 0.01f,
+         .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .step = 3);
+    CLOSE(master);
+    CLOSE(param);
+    CLOSE(exp_avg);
+    CLOSE(exp_avg_sq);
+    BOTH(sgd_step, sgd_step, .param = D(param), .master = D(master), .momentum_buffer = D(momentum),
+         .grad = D(grad), .grad_scale = D(scale), .lr = 0.01f, .momentum = 0.9f,
+         .weight_decay = 0.1f);
+    CLOSE(master);
+    CLOSE(momentum);
+    BOTH(square_sum, square_sum, .sum = D(sum), .x = D(values));
+    CLOSE(sum);
+    BOTH(zero_count, zero_count, .count = D(zeros), .x = D(values));
+    SAME(zeros);
+    BOTH(clip_scale, clip_scale, .norm = D(norm), .scale = D(factor), .sum = D(sum),
+         .max_norm = 1.0f);
+    CLOSE(norm);
+    CLOSE(factor);
+}
+
+static void check_dense(void)
+{
+    check_matmul(37, 53, 29, act);
+    check_matmul(128, 256, 64, act);
+    check_matmul(64, 96, 128, DTYPE_F32);
+    check_bias(300, 77);
+    check_bias(300, 512);
+    for (int i = 0; i < 8; i++) {
+        check_norm(i & 1 ? NORM_LAYERNORM : NORM_RMSNORM, i & 2, i & 4, 600, i & 1 ? 1000 : 333);
+    }
+    check_norm(NORM_RMSNORM, false, true, 70, 4096);
+    check_norm(NORM_RMSNORM, true, false, 700, 5000);
+    check_qkv(33, 6, 2, 64, 32, false);
+    check_qkv(33, 6, 3, 64, 16, false);
+    check_qkv(33, 4, 4, 30, 15, true);
+    check_qkv(33, 4, 1, 7, 0, false);
+    check_attention(70, 70, 2, 4, 2, 64, true, false, 0.0f);
+    check_attention(45, 101, 2, 3, 1, 33, true, false, 0.0f);
+    check_attention(45, 101, 2, 4, 4, 128, false, false, 0.0f);
+    check_attention(90, 90, 2, 4, 2, 80, true, true, 0.2f);
+    check_attention(40, 40, 1, 2, 2, 200, true, false, 0.0f);
+    for (int kind = 0; kind < 3; kind++) {
+        check_activation((enum activation_kind)kind, 33, 77);
+        check_activation((enum activation_kind)kind, 33, 128);
+    }
+    check_random(40, 77);
+    check_random(40, 128);
+    check_embedding(500, 40, 77);
+    check_embedding(500, 40, 128);
+    check_cross_entropy(40, 999);
+    check_cross_entropy(40, 4096);
+    check_elementwise(4096);
+    check_elementwise(4097);
+    check_optimizer(70000);
+    check_optimizer(70001);
+}
+
+static void check_moe(void)
+{
+    check_router("router, softmax", (struct router_rule){.topk = 2, .scaling_factor = 1.0f}, 100, 8,
+                 false, false);
+    check_router("router, pre-softmax",
+                 (struct router_rule){.pre_softmax = true, .topk = 8, .scaling_factor = 2.5f}, 100,
+                 130, false, true);
+    check_router("router, renormalised",
+                 (struct router_rule){
+                     .pre_softmax = true, .renormalize = true, .topk = 4, .scaling_factor = 1.0f},
+                 100, 64, false, false);
+    check_router("router, sigmoid and groups",
+                 (struct router_rule){.score = ROUTER_SIGMOID,
+                                      .topk = 8,
+                                      .num_groups = 8,
+                                      .group_topk = 4,
+                                      .scaling_factor = 2.5f},
+                 100, 256, false, true);
+    check_router("router, sigmoid top-1",
+                 (struct router_rule){.score = ROUTER_SIGMOID, .topk = 1, .scaling_factor = 1.0f},
+                 100, 33, false, false);
+    check_router("router, selection", (struct router_rule){.topk = 2, .scaling_factor = 1.0f}, 100,
+                 40, true, false);
+    check_ties();
+    check_balance(ROUTER_SOFTMAX, 900, 40, 1);
+    check_balance(ROUTER_SIGMOID, 900, 130, 3);
+    check_sinkhorn(1000, 8);
+    check_sinkhorn(37, 70);
+    check_permutation(1000, 8, 2, 64, 0.0, 0, false, DROP_BY_PROBS);
+    check_permutation(333, 130, 8, 77, 3.0, 0, false, DROP_BY_PROBS);
+    check_permutation(500, 8, 2, 64, 2.0, 100, false, DROP_BY_PROBS);
+    check_permutation(500, 8, 2, 64, 2.0, 150, true, DROP_BY_POSITION);
+    check_experts(
+        "experts, plain sizes",
+        (struct experts_case){200, 5, 2, 72, 40, 0.0, ACTIVATION_SWIGLU, false, false, false});
+    check_experts(
+        "experts, odd sizes",
+        (struct experts_case){100, 5, 2, 33, 17, 1.0, ACTIVATION_SWIGLU, true, false, false});
+    check_experts(
+        "experts, GELU and biases",
+        (struct experts_case){100, 4, 2, 48, 64, 0.0, ACTIVATION_GELU, true, true, false});
+    check_experts(
+        "experts, biases of SwiGLU",
+        (struct experts_case){100, 4, 2, 48, 64, 0.0, ACTIVATION_SWIGLU, true, true, false});
+    check_experts(
+        "experts, many tiles",
+        (struct experts_case){900, 6, 2, 520, 392, 0.5, ACTIVATION_SWIGLU, true, false, false});
+    check_experts(
+        "experts, one takes all",
+        (struct experts_case){700, 4, 1, 256, 256, 50.0, ACTIVATION_SWIGLU, true, false, true});
+}
+
+int main(int argc, char **argv)
+{
+    const struct device *gpu = device_cuda(0);
+    const char *text = getenv("CADRE_TEST_SEED");
+    const uint64_t seed = text != NULL ? strtoull(text, NULL, 10) : (uint64_t)time(NULL);
+
+    if (gpu == NULL || ops_cuda() == NULL) {
+        fprintf(stderr, "check_ops: %s\n", error_text());
+        return 77;
+    }
+    printf("CADRE_TEST_SEED=%llu\n", (unsigned long long)seed);
+    test_key = rng_key(seed, "gpu test", 0);
+    for (int side = 0; side < NUM_SIDES; side++) {
+        const struct device *device = side == SIDE_CPU ? device_cpu() : gpu;
+
+        streams[side] = stream_create(device, side == SIDE_CPU ? ops_cpu() : ops_cuda());
+        arenas[side] = arena_create("check", &device->memory);
+    }
+    for (int pass = 0; pass < 2; pass++) {
+        act = pass == 0 ? DTYPE_F32 : DTYPE_BF16;
+        if (argc > 1 && strcmp(argv[1], dtype_name(act)) != 0) {
+            continue;
+        }
+        check_dense();
+        check_moe();
+    }
+    printf("\n%d results compared, %d failed\n", num_checks, num_failures);
+    for (int i = 0; i < num_failures && i < 64; i++) {
+        printf("FAILED %s\n", failures[i]);
+    }
+    return num_failures > 0;
+}
