@@ -160,13 +160,3 @@ size_t arena_peak_bytes(const struct arena *arena)
 {
     return arena->peak_bytes;
 }
-
-void arena_reset_peak(struct arena *arena)
-{
-    arena->peak_bytes = arena->total_bytes;
-}
-
-const char *arena_name(const struct arena *arena)
-{
-    return arena->name;
-}

@@ -39,7 +39,5 @@ void arena_release(struct arena *arena, struct arena_mark mark);
 
 size_t arena_used_bytes(const struct arena *arena);
 size_t arena_peak_bytes(const struct arena *arena);
-void arena_reset_peak(struct arena *arena);
-const char *arena_name(const struct arena *arena);
 
 #endif

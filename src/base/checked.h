@@ -6,11 +6,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-static inline bool checked_add(int64_t a, int64_t b, int64_t *result)
-{
-    return !__builtin_add_overflow(a, b, result);
-}
-
 static inline bool checked_mul(int64_t a, int64_t b, int64_t *result)
 {
     return !__builtin_mul_overflow(a, b, result);

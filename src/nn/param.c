@@ -134,19 +134,6 @@ void param_list_initialize(struct param_list *list, struct stream *stream, uint6
     }
 }
 
-int64_t param_list_num_global(const struct param_list *list)
-{
-    int64_t total = 0;
-
-    for (int i = 0; i < list->num_params; i++) {
-        const struct box whole =
-            box_whole(list->params[i]->global_shape, list->params[i]->num_dims);
-
-        total += box_num_elements(&whole);
-    }
-    return total;
-}
-
 int64_t param_list_num_local(const struct param_list *list)
 {
     int64_t total = 0;

@@ -55,8 +55,7 @@ void param_list_allocate(struct param_list *list, struct arena *arena, struct st
 /* Initial values: element i of the global tensor is drawn from (seed, name, i), so they do not
  * depend on the mapping. */
 void param_list_initialize(struct param_list *list, struct stream *stream, uint64_t seed);
-/* Elements of the whole model, each once, over all ranks / of this rank. */
-int64_t param_list_num_global(const struct param_list *list);
+/* Elements of this rank. */
 int64_t param_list_num_local(const struct param_list *list);
 
 #endif

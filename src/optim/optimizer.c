@@ -76,13 +76,6 @@ void optimizer_reset_masters(struct optimizer *optimizer, struct stream *stream)
     convert(stream, &optimizer->master, &optimizer->params->values);
 }
 
-void optimizer_write_params(struct optimizer *optimizer, struct stream *stream)
-{
-    struct tensor values = optimizer->params->values;
-
-    convert(stream, &values, &optimizer->master);
-}
-
 /* A range of every buffer. */
 struct range_tensors {
     struct tensor param, master, exp_avg, exp_avg_sq, grad;

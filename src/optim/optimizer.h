@@ -51,8 +51,6 @@ void optimizer_init(struct optimizer *optimizer, const struct optimizer_config *
 void optimizer_free(struct optimizer *optimizer);
 /* Masters := the parameters (after their initialisation, or a load without optimizer state). */
 void optimizer_reset_masters(struct optimizer *optimizer, struct stream *stream);
-/* Parameters := the rounded masters (after a load of the state). */
-void optimizer_write_params(struct optimizer *optimizer, struct stream *stream);
 /* One step with gradients * *grad_scale ([1] f32 on the device). */
 void optimizer_step(struct optimizer *optimizer, struct stream *stream,
                     const struct optimizer_rates *rates, const struct tensor *grad_scale);

@@ -115,9 +115,30 @@ static int save_checkpoint(struct training_run *run)
     return 0;
 }
 
+/* Upcycling writes iteration 0 and starts there: it must not bury what an earlier run has trained. */
+static int check_upcycling_target(const struct options *options)
+{
+    char path[PATH_LENGTH_MAX];
+
+    if (!options->moe_use_upcycling) {
+        return 0;
+    }
+    switch (checkpoint_find(options->save, -1, path)) {
+    case CHECKPOINT_FOUND:
+        return error_set("--moe-use-upcycling: --save %s holds a checkpoint already (%s); to go on "
+                         "training it, drop the flag and --load it",
+                         options->save, path);
+    case CHECKPOINT_ERROR:
+        return -1;
+    default:
+        return 0;
+    }
+}
+
 /* Loads, or upcycles and saves at once: M8.10. */
 static int restore(struct training_run *run)
 {
+    TRY(check_upcycling_target(run->options));
     timers_start(&run->trainer.timers, "load-checkpoint", 0);
     TRY(load_checkpoint(run));
     timers_stop(&run->trainer.timers, "load-checkpoint", 0);
