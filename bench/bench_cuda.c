@@ -467,22 +467,34 @@ static void bench_optimizer(int64_t n)
            4.0 * (double)n);
 }
 
-static void bench_attention(int64_t s, int64_t a, int64_t g, int64_t d)
+enum attention_case { ATTENTION_PLAIN, ATTENTION_DOCUMENTS, ATTENTION_DROPOUT };
+
+/* With documents: one a sequence, so that the work is the same. */
+static void bench_attention(enum attention_case kind, int64_t s, int64_t b, int64_t a, int64_t g,
+                            int64_t d)
 {
-    const double flops = 2.0 * (double)(s * s) * (double)(a * d); /* causal: half of 4 S^2 A D */
+    static const char *const names[] = {"", ", documents", ", dropout"};
+    /* Causal: half of 4 B S^2 A D. */
+    const double flops = 2.0 * (double)b * (double)(s * s) * (double)(a * d);
+    char name[64];
 
     begin();
-    struct tensor flat = normal_tensor(DTYPE_BF16, 1.0f, s, a * d),
-                  q = tensor_view(&flat, s, 1, a, d);
-    struct tensor flat_k = normal_tensor(DTYPE_BF16, 1.0f, s, g * d),
-                  k = tensor_view(&flat_k, s, 1, g, d);
-    struct tensor v = k, out = tensor_new(arena, DTYPE_BF16, s, 1, a, d);
-    struct tensor lse = tensor_new(arena, DTYPE_F32, 1, a, s),
-                  d_q = tensor_new(arena, DTYPE_BF16, s, 1, a, d);
-    struct tensor d_k = tensor_new(arena, DTYPE_BF16, s, 1, g, d),
-                  d_v = tensor_new(arena, DTYPE_BF16, s, 1, g, d);
+    struct tensor flat = normal_tensor(DTYPE_BF16, 1.0f, s, b * a * d),
+                  q = tensor_view(&flat, s, b, a, d);
+    struct tensor flat_k = normal_tensor(DTYPE_BF16, 1.0f, s, b * g * d),
+                  k = tensor_view(&flat_k, s, b, g, d);
+    struct tensor v = k, out = tensor_new(arena, DTYPE_BF16, s, b, a, d);
+    struct tensor lse = tensor_new(arena, DTYPE_F32, b, a, s),
+                  d_q = tensor_new(arena, DTYPE_BF16, s, b, a, d);
+    struct tensor d_k = tensor_new(arena, DTYPE_BF16, s, b, g, d),
+                  d_v = tensor_new(arena, DTYPE_BF16, s, b, g, d);
+    struct tensor start = tensor_new(arena, DTYPE_I32, s * b), sample = new_ids(b);
     struct attention op = {.scale = 0.088f,
                            .causal = true,
+                           .document_start = kind == ATTENTION_DOCUMENTS ? &start : NULL,
+                           .dropout = {kind == ATTENTION_DROPOUT ? 0.1f : 0.0f, {1, 2}},
+                           .sample_id = &sample,
+                           .num_heads_global = a,
                            .kv_length = s,
                            .q = &q,
                            .k = &k,
@@ -490,8 +502,13 @@ static void bench_attention(int64_t s, int64_t a, int64_t g, int64_t d)
                            .out = &out,
                            .lse = &lse};
 
-    report("attention forward", attention_forward_run, &op, flops, 0.0);
-    report("attention backward", attention_backward_run,
+    op_fill_zero(stream, &start);
+    snprintf(name, sizeof name, "attention forward B%lld S%lld%s", (long long)b, (long long)s,
+             names[kind]);
+    report(name, attention_forward_run, &op, flops, 0.0);
+    snprintf(name, sizeof name, "attention backward B%lld S%lld%s", (long long)b, (long long)s,
+             names[kind]);
+    report(name, attention_backward_run,
            &(struct attention_backward){
                .forward = op, .d_out = &q, .d_q = &d_q, .d_k = &d_k, .d_v = &d_v},
            2.5 * flops, 0.0);
@@ -548,6 +565,9 @@ int main(int argc, char **argv)
     bench_cross_entropy(8192, 32768);
     bench_optimizer((int64_t)256 << 20);
     bench_router(32768, 128, 8);
-    bench_attention(4096, 32, 8, 128);
+    bench_attention(ATTENTION_PLAIN, 4096, 1, 32, 8, 128);
+    bench_attention(ATTENTION_PLAIN, 4096, 4, 32, 8, 128);
+    bench_attention(ATTENTION_DOCUMENTS, 4096, 1, 32, 8, 128);
+    bench_attention(ATTENTION_DROPOUT, 4096, 1, 32, 8, 128);
     return 0;
 }

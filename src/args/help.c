@@ -187,7 +187,7 @@ bool help_requested(const struct option_table *table, int argc, char **argv, FIL
 {
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            if (help_print(table, i + 1 < argc ? argv[i + 1] : NULL, out) != 0) {
+            if (out != NULL && help_print(table, i + 1 < argc ? argv[i + 1] : NULL, out) != 0) {
                 fprintf(out, "%s\n", error_text());
             }
             return true;

@@ -4,8 +4,8 @@
 
 #include "args/option_table.h"
 
-/* If argv holds --help or -h: prints the help to out and returns true. `--help moe` prints one
- * group; `--help --seq-length` one flag. Call it before parsing. */
+/* If argv holds --help or -h: prints the help to out (NULL: nothing) and returns true. `--help moe`
+ * prints one group; `--help --seq-length` one flag. Call it before parsing. */
 bool help_requested(const struct option_table *table, int argc, char **argv, FILE *out);
 
 /* topic: a group, a flag, or NULL for everything. -1 with error_set() for an unknown topic. */

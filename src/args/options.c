@@ -113,20 +113,8 @@ bool options_balances_by(const struct options *o, const char *type)
     return false;
 }
 
-static int validate_device(struct options *o)
-{
-    if (strcmp(o->device, "cuda") == 0) {
-        return error_set("--device cuda: this build has no CUDA; legal: cpu, auto");
-    }
-    if (strcmp(o->device, "auto") == 0) {
-        return options_derive_text(o, "--device", "cpu");
-    }
-    return 0;
-}
-
 int options_validate(struct options *o, int world_size)
 {
-    TRY(validate_device(o));
     TRY(options_validate_model(o));
     TRY(options_validate_parallel(o, world_size));
     return options_validate_training(o);

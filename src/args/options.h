@@ -55,7 +55,8 @@ struct options {
     char *moe_token_dispatcher_type;   /* allgather, alltoall, alltoall_seq */
     double moe_expert_capacity_factor; /* 0: dropless */
     bool moe_pad_expert_input_to_capacity;
-    char *moe_token_drop_policy; /* probs, position */
+    double moe_expert_rank_capacity_factor; /* 0: no limit */
+    char *moe_token_drop_policy;            /* probs, position */
     bool moe_grouped_gemm, moe_layer_recompute, moe_per_layer_logging;
     int64_t moe_shared_expert_intermediate_size; /* 0: no shared expert */
     bool moe_shared_expert_overlap, moe_use_upcycling;
@@ -98,9 +99,14 @@ struct options {
     int64_t tensor_model_parallel_size, pipeline_model_parallel_size, context_parallel_size;
     int64_t expert_model_parallel_size, expert_tensor_parallel_size;
     int64_t num_layers_per_virtual_pipeline_stage, num_virtual_stages_per_pipeline_rank;
+    int64_t microbatch_group_size_per_virtual_pipeline_stage;
+    int64_t decoder_first_pipeline_num_layers, decoder_last_pipeline_num_layers; /* 0: as others */
     bool sequence_parallel, use_distributed_optimizer, overlap_grad_reduce, overlap_param_gather;
-    bool overlap_p2p_communication, moe_extended_tp, use_tp_pp_dp_mapping;
-    int64_t ddp_bucket_size; /* 0: the default rule */
+    bool overlap_p2p_communication, tp_comm_overlap, moe_extended_tp, use_tp_pp_dp_mapping;
+    struct option_strings cp_comm_type; /* see options_cp_comm_type */
+    int64_t ddp_bucket_size;            /* 0: the default rule */
+    double distributed_timeout_minutes;
+    bool log_comm;
 
     /* data */
     struct option_strings data_path, train_data_path, valid_data_path, test_data_path;
@@ -128,7 +134,7 @@ struct options {
     bool log_world_size_to_tensorboard;
 
     /* machine */
-    char *device;        /* cpu after validation */
+    char *device;        /* for device_select */
     int64_t num_threads; /* 0: all cores (OpenMP's default) */
     bool print_config;
 
@@ -168,6 +174,9 @@ int options_validate_training(struct options *o);
 int options_moe_layer_pattern(const struct options *o, bool *is_moe_layer);
 /* The same from its parts. */
 int options_parse_layer_pattern(const char *text, int64_t num_layers, bool *is_moe_layer);
+
+/* "p2p", "all_gather" or "a2a": how layer exchanges keys and values under context parallelism. */
+const char *options_cp_comm_type(const struct options *o, int64_t layer);
 
 /* vocab_size rounded up to --make-vocab-size-divisible-by times the tensor-parallel size. */
 int64_t options_padded_vocab_size(const struct options *o, int64_t vocab_size);

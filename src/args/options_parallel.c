@@ -137,48 +137,85 @@ static int check_extended_tp(const struct options *o)
                                    "tensor x expert parallel size", ranks);
 }
 
-/* M4.5.3, for the number of layers in a chunk. */
-static int derive_chunks(struct options *o, int64_t layers_per_stage)
+/* Section 5.6: stages without a number of their own share the rest evenly. layers[0..2] are those
+ * of the first stage, of one in the middle and of the last. */
+static int derive_stage_layers(const struct options *o, int64_t layers[3])
 {
     const int64_t pp = o->pipeline_model_parallel_size;
-    const int64_t pp_above = o->overlap_p2p_communication ? 1 : 2;
+    const int64_t first = o->decoder_first_pipeline_num_layers;
+    const int64_t last = o->decoder_last_pipeline_num_layers;
+    const int64_t num_sharing = pp - (first > 0) - (last > 0), rest = o->num_layers - first - last;
+
+    if (first == 0 && last == 0) {
+        TRY(options_check_divisible("--num-layers", o->num_layers, "--pipeline-model-parallel-size",
+                                    pp));
+    } else if (pp == 1) {
+        return error_set("--decoder-%s-pipeline-num-layers %lld needs "
+                         "--pipeline-model-parallel-size above 1",
+                         first > 0 ? "first" : "last", (long long)(first > 0 ? first : last));
+    } else if (rest < num_sharing || (num_sharing > 0 ? rest % num_sharing : rest) != 0) {
+        return error_set("--num-layers %lld - %lld (--decoder-first-pipeline-num-layers) - %lld "
+                         "(--decoder-last-pipeline-num-layers) leaves %lld layers for the %lld "
+                         "other stages of --pipeline-model-parallel-size %lld: must be %s%lld",
+                         (long long)o->num_layers, (long long)first, (long long)last,
+                         (long long)rest, (long long)num_sharing, (long long)pp,
+                         num_sharing > 0 ? "a positive multiple of " : "", (long long)num_sharing);
+    }
+    layers[1] = num_sharing > 0 ? rest / num_sharing : first;
+    layers[0] = first > 0 ? first : layers[1];
+    layers[2] = last > 0 ? last : layers[1];
+    return 0;
+}
+
+/* Chunks on a stage, from either of the two flags that say it; 1 without them. */
+static int derive_num_chunks(const struct options *o, const int64_t layers[3], int64_t *num_chunks)
+{
     const int64_t chunk = o->num_layers_per_virtual_pipeline_stage;
     const int64_t chunks = o->num_virtual_stages_per_pipeline_rank;
 
+    *num_chunks = chunks > 0 ? chunks : 1;
     if (chunk > 0 && chunks > 0) {
         return error_set("--num-layers-per-virtual-pipeline-stage %lld and "
                          "--num-virtual-stages-per-pipeline-rank %lld say the same thing: give one",
                          (long long)chunk, (long long)chunks);
     }
-    if (chunk == 0 && chunks == 0) {
-        return 0;
+    if (chunk > 0 &&
+        o->decoder_first_pipeline_num_layers + o->decoder_last_pipeline_num_layers > 0) {
+        return error_set("--num-layers-per-virtual-pipeline-stage %lld: stages of different size "
+                         "need --num-virtual-stages-per-pipeline-rank instead",
+                         (long long)chunk);
     }
-    if (pp <= pp_above) {
+    if (chunk > 0) {
+        TRY(options_check_divisible("number of layers per pipeline stage", layers[0],
+                                    "--num-layers-per-virtual-pipeline-stage", chunk));
+        *num_chunks = layers[0] / chunk;
+    }
+    for (int i = 0; i < 3; i++) {
+        TRY(options_check_divisible("number of layers per pipeline stage", layers[i],
+                                    "--num-virtual-stages-per-pipeline-rank", *num_chunks));
+    }
+    return 0;
+}
+
+/* M4.5.3; one chunk on a stage is no interleaving (M4.5.23). */
+static int derive_pipeline(struct options *o)
+{
+    const int64_t pp = o->pipeline_model_parallel_size;
+    const int64_t pp_above = o->overlap_p2p_communication ? 1 : 2;
+    int64_t layers[3];
+
+    TRY(derive_stage_layers(o, layers));
+    TRY(derive_num_chunks(o, layers, &o->virtual_pipeline_size));
+    if (o->virtual_pipeline_size > 1 && pp <= pp_above) {
         return error_set("--pipeline-model-parallel-size %lld: when interleaved schedule is used, "
                          "pipeline-model-parallel size should be greater than %lld%s",
                          (long long)pp, (long long)pp_above,
                          pp_above == 2 ? " with --no-overlap-p2p-communication" : "");
     }
-    if (chunk > 0) {
-        TRY(options_check_divisible("number of layers per pipeline stage", layers_per_stage,
-                                    "--num-layers-per-virtual-pipeline-stage", chunk));
-        o->virtual_pipeline_size = layers_per_stage / chunk;
-        return 0;
-    }
-    TRY(options_check_divisible("number of layers per pipeline stage", layers_per_stage,
-                                "--num-virtual-stages-per-pipeline-rank", chunks));
-    o->virtual_pipeline_size = chunks;
-    return 0;
-}
-
-static int derive_pipeline(struct options *o)
-{
-    o->virtual_pipeline_size = 1;
-    TRY(options_check_divisible("--num-layers", o->num_layers, "--pipeline-model-parallel-size",
-                                o->pipeline_model_parallel_size));
-    TRY(derive_chunks(o, o->num_layers / o->pipeline_model_parallel_size));
     options_warn_unless(o, "--no-overlap-p2p-communication", o->virtual_pipeline_size > 1,
                         "--num-layers-per-virtual-pipeline-stage");
+    options_warn_unless(o, "--microbatch-group-size-per-virtual-pipeline-stage",
+                        o->virtual_pipeline_size > 1, "--num-layers-per-virtual-pipeline-stage");
     return 0;
 }
 
@@ -196,9 +233,79 @@ static int check_context_parallel(const struct options *o)
     return 0;
 }
 
-/* M4.5.4 */
+/* The one spelling of a legal --cp-comm-type, NULL for others. */
+static const char *cp_comm_type_from_text(const char *text)
+{
+    static const char *const legal[][2] = {
+        {"p2p", "p2p"}, {"all_gather", "all_gather"}, {"allgather", "all_gather"}, {"a2a", "a2a"}};
+
+    for (size_t i = 0; i < sizeof legal / sizeof legal[0]; i++) {
+        if (strcmp(text, legal[i][0]) == 0) {
+            return legal[i][1];
+        }
+    }
+    return NULL;
+}
+
+const char *options_cp_comm_type(const struct options *o, int64_t layer)
+{
+    const struct option_strings *types = &o->cp_comm_type;
+
+    return cp_comm_type_from_text(types->items[types->num_items == 1 ? 0 : layer]);
+}
+
+/* Section 7: a2a deals out heads, and the keys and values that go with them. */
+static int check_head_exchange(const struct options *o)
+{
+    const int64_t tp = o->tensor_model_parallel_size, cp = o->context_parallel_size;
+
+    TRY(options_check_divisible("--cp-comm-type a2a: --num-attention-heads / "
+                                "--tensor-model-parallel-size",
+                                o->num_attention_heads / tp, "--context-parallel-size", cp));
+    return options_check_divisible("--cp-comm-type a2a: --num-query-groups / "
+                                   "--tensor-model-parallel-size",
+                                   o->num_query_groups / tp, "--context-parallel-size", cp);
+}
+
+static int check_cp_comm_type(const struct options *o)
+{
+    const struct option_strings *types = &o->cp_comm_type;
+
+    if (types->num_items != 1 && types->num_items != o->num_layers) {
+        return error_set("--cp-comm-type has %d values: must be one, or --num-layers %lld",
+                         types->num_items, (long long)o->num_layers);
+    }
+    for (int i = 0; i < types->num_items; i++) {
+        const char *type = cp_comm_type_from_text(types->items[i]);
+
+        if (type == NULL) {
+            return error_set("--cp-comm-type %s: %smust be p2p, all_gather or a2a", types->items[i],
+                             strcmp(types->items[i], "a2a+p2p") == 0
+                                 ? "context parallelism has one level in cadre; "
+                                 : "");
+        }
+        if (strcmp(type, "a2a") == 0) {
+            TRY(check_head_exchange(o));
+        }
+    }
+    options_warn_unless(o, "--cp-comm-type", o->context_parallel_size > 1,
+                        "--context-parallel-size");
+    return 0;
+}
+
+/* M4.5.4; chunks of tokens are exchanged where tokens are shared out. */
 static int check_overlap(const struct options *o)
 {
+    const int64_t tp = o->tensor_model_parallel_size;
+
+    if (o->tp_comm_overlap && tp > 1 && !o->sequence_parallel) {
+        return error_set(
+            "--tp-comm-overlap with --tensor-model-parallel-size %lld: tensor parallel "
+            "communication overlap can happen only when sequence parallelism is "
+            "enabled; add --sequence-parallel",
+            (long long)tp);
+    }
+    options_warn_unless(o, "--tp-comm-overlap", tp > 1, "--tensor-model-parallel-size");
     if (o->overlap_param_gather && !o->use_distributed_optimizer) {
         return error_set("--overlap-param-gather only supported with distributed optimizer: add "
                          "--use-distributed-optimizer");
@@ -221,6 +328,7 @@ int options_validate_parallel(struct options *o, int world_size)
     }
     TRY(check_context_parallel(o));
     TRY(check_tensor_parallel(o));
+    TRY(check_cp_comm_type(o));
     if (o->num_experts > 0) {
         TRY(check_expert_parallel(o));
     }

@@ -132,7 +132,8 @@ static const char no_flex[] = "dispatchers are allgather, alltoall and alltoall_
 static const char no_profiler[] = "run it under perf or nsys; --timing-log-level 2 has the timers";
 static const char no_wandb[] = "use --tensorboard-dir; wandb can sync from it";
 static const char no_fsdp[] = "use --use-distributed-optimizer";
-static const char equal_stages[] = "pipeline stages hold equal numbers of layers";
+static const char numbers_of_layers[] = "use --decoder-first-pipeline-num-layers and "
+                                        "--decoder-last-pipeline-num-layers";
 static const char convert_command[] = "use `cadre convert`";
 static const char safetensors_only[] = "the checkpoint is sharded safetensors, written in place";
 static const char no_bpe_files[] = "use a SentencePiece tokenizer (--tokenizer-model) or "
@@ -258,6 +259,9 @@ static const struct option_row rows[] = {
            "fixed-size expert inputs; needs --moe-expert-capacity-factor"),
     CHOICE("--moe-token-drop-policy", moe_token_drop_policy, "probs", "probs position",
            "drop the tokens of lowest probability, or the last ones"),
+    FLOAT("--moe-expert-rank-capacity-factor", moe_expert_rank_capacity_factor, NULL, 1, MAX,
+          "stop with a message when a rank's experts get more than this times the even load; not "
+          "given: a rank takes whatever comes"),
     SWITCH("--moe-grouped-gemm", moe_grouped_gemm,
            "one grouped product over the local experts instead of a loop"),
     SWITCH("--moe-layer-recompute", moe_layer_recompute,
@@ -293,8 +297,6 @@ static const struct option_row rows[] = {
     REFUSED("--moe-enable-deepep", "DeepEP dispatcher", no_flex),
     REFUSED_STRING("--moe-flex-dispatcher-backend", "deepep", "flex dispatcher", no_flex),
     REFUSED_INT("--moe-flex-dispatcher-num-sms", NULL, "flex dispatcher", no_flex),
-    REFUSED_FLOAT("--moe-expert-rank-capacity-factor", NULL, "static buffer for each rank",
-                  "use --moe-expert-capacity-factor"),
     REFUSED("--moe-paged-stash", "paged activation stash", "there are no CUDA graphs to need it"),
     REFUSED("--moe-enable-routing-replay", "record and replay routing",
             "routing is deterministic, but not recorded"),
@@ -473,8 +475,25 @@ static const struct option_row rows[] = {
         OPTIONS_MAX_LAYERS, "layers in a model chunk of the interleaved schedule"),
     INT("--num-virtual-stages-per-pipeline-rank", num_virtual_stages_per_pipeline_rank, NULL, 1,
         OPTIONS_MAX_LAYERS, "the same, given as chunks on a pipeline stage"),
+    INT("--microbatch-group-size-per-virtual-pipeline-stage",
+        microbatch_group_size_per_virtual_pipeline_stage, NULL, 1, MAX,
+        "interleaved schedule: microbatches that pass a chunk before the next chunk's turn; the "
+        "pipeline size if not given"),
+    INT("--decoder-first-pipeline-num-layers", decoder_first_pipeline_num_layers, NULL, 1,
+        OPTIONS_MAX_LAYERS, "layers of the first stage; the other stages share the rest evenly"),
+    INT("--decoder-last-pipeline-num-layers", decoder_last_pipeline_num_layers, NULL, 1,
+        OPTIONS_MAX_LAYERS, "layers of the last stage; the other stages share the rest evenly"),
     SWITCH("--sequence-parallel", sequence_parallel,
            "split norms and dropout over tensor ranks too; off with one tensor rank"),
+    SWITCH("--tp-comm-overlap", tp_comm_overlap,
+           "sequence parallelism: exchange tokens in pieces, during the products they feed"),
+    {.group = GROUP,
+     .flag = "--cp-comm-type",
+     .type = OPTION_STRINGS,
+     .offset = FIELD(cp_comm_type, struct option_strings),
+     .default_text = "p2p",
+     .help = "context parallelism: p2p (keys and values go round a ring), all_gather (each rank "
+             "gets all of them) or a2a (heads for positions); one for all layers, or one for each"},
     SWITCH("--use-distributed-optimizer", use_distributed_optimizer,
            "shard optimizer states over data-parallel ranks"),
     SWITCH("--overlap-grad-reduce", overlap_grad_reduce, "reduce gradients during backward"),
@@ -488,8 +507,9 @@ static const struct option_row rows[] = {
     ALWAYS_CHOICE("--distributed-backend", "nccl", "nccl gloo", "transport",
                   "ranks talk over MPI, whatever is asked for"),
     ALWAYS_INT("--local-rank", "0", "set by some launchers", "the rank comes from the launcher"),
-    REFUSED_FLOAT("--distributed-timeout-minutes", "10", "deadline of a collective",
-                  "one process waits for nobody"),
+    FLOAT("--distributed-timeout-minutes", distributed_timeout_minutes, "10", OPTION_ABOVE_ZERO,
+          MAX, "the job is stopped when a rank waits longer than this for another; 0.5 is legal"),
+    SWITCH("--log-comm", log_comm, "print the calls and bytes of a step, by group and collective"),
     REFUSED("--ddp-average-in-collective", "average inside the collective",
             "gradients are scaled before they are summed"),
     ALWAYS_NO("--no-align-grad-reduce", "alignment of gradient reduction over stages",
@@ -498,33 +518,22 @@ static const struct option_row rows[] = {
               overlap_only),
     ALWAYS_NO("--no-async-tensor-model-parallel-allreduce", "overlap of a tensor-parallel sum",
               overlap_only),
-    ALWAYS("--tp-comm-overlap", "overlap of tensor-parallel communication", overlap_only),
     REFUSED("--overlap-param-gather-with-optimizer-step", "gather during the optimizer step",
             "use --overlap-param-gather"),
-    REFUSED_INT("--decoder-first-pipeline-num-layers", NULL, "layers of the first stage",
-                equal_stages),
-    REFUSED_INT("--decoder-last-pipeline-num-layers", NULL, "layers of the last stage",
-                equal_stages),
-    REFUSED_STRING("--pipeline-model-parallel-layout", NULL, "layers of every stage", equal_stages),
+    REFUSED_STRING("--pipeline-model-parallel-layout", NULL, "layers of every stage",
+                   numbers_of_layers),
     REFUSED("--account-for-embedding-in-pipeline-split", "count the embedding as a layer",
-            equal_stages),
-    REFUSED("--account-for-loss-in-pipeline-split", "count the loss as a layer", equal_stages),
-    REFUSED("--standalone-embedding-stage", "embedding on a stage of its own", equal_stages),
-    REFUSED_INT("--microbatch-group-size-per-virtual-pipeline-stage", NULL,
-                "microbatches in a group of the interleaved schedule",
-                "a group has as many microbatches as there are stages"),
-    REFUSED_STRINGS("--cp-comm-type", "p2p", "exchange in context parallelism",
-                    "one process holds whole sequences"),
+            numbers_of_layers),
+    REFUSED("--account-for-loss-in-pipeline-split", "count the loss as a layer", numbers_of_layers),
+    REFUSED("--standalone-embedding-stage", "embedding on a stage of its own", numbers_of_layers),
     REFUSED_STRINGS("--hierarchical-context-parallel-sizes", NULL, "context parallelism in levels",
-                    "one process holds whole sequences"),
+                    "context parallelism has one level"),
     REFUSED_INT("--num-distributed-optimizer-instances", "1", "replicas of optimizer shards",
                 "states are sharded over all data-parallel ranks"),
     REFUSED_STRING("--data-parallel-sharding-strategy", "optim_grads_params", "FSDP", no_fsdp),
     REFUSED("--use-megatron-fsdp", "FSDP", no_fsdp),
     REFUSED("--defer-embedding-wgrad-compute", "output layer's weight gradient at the end",
             "it is computed with the rest"),
-    REFUSED("--log-comm", "bytes and calls of each group and step",
-            "one process exchanges nothing"),
 #undef GROUP
 
 #define GROUP "data"

@@ -44,18 +44,56 @@ static int check_rampup(const struct options *o)
     return check_batch(o, "--rampup-batch-size's increment", ramp[1]);
 }
 
-/* Section 5.5: the interleaved schedule goes through microbatches in groups of pp. */
-static int check_interleaving(const struct options *o)
+/* Section 5.5: the interleaved schedule goes through microbatches in groups; what is left over for
+ * the last one must keep all stages busy, too. */
+static int check_groups(const struct options *o, int64_t batch_size)
 {
-    const int64_t num_microbatches =
-        o->global_batch_size / (o->micro_batch_size * o->data_parallel_size);
+    const int64_t pp = o->pipeline_model_parallel_size;
+    const int64_t unit = o->micro_batch_size * o->data_parallel_size;
+    const int64_t num_microbatches = batch_size / unit;
+    const int64_t group = o->microbatch_group_size_per_virtual_pipeline_stage;
 
+    if (num_microbatches >= group &&
+        (num_microbatches % group == 0 || num_microbatches % group >= pp)) {
+        return 0;
+    }
+    if (group == pp) {
+        return error_set("number of microbatches (%lld) is not divisible by "
+                         "--pipeline-model-parallel-size (%lld) when using interleaved schedule: "
+                         "global batch size %lld; legal are multiples of %lld",
+                         (long long)num_microbatches, (long long)pp, (long long)batch_size,
+                         (long long)(unit * pp));
+    }
+    return error_set("number of microbatches (%lld, of global batch size %lld) in groups of %lld "
+                     "(--microbatch-group-size-per-virtual-pipeline-stage): must be at least one "
+                     "group, and leave none or at least %lld (--pipeline-model-parallel-size)",
+                     (long long)num_microbatches, (long long)batch_size, (long long)group,
+                     (long long)pp);
+}
+
+/* Every size that the batch will have. */
+static int check_interleaving(struct options *o)
+{
+    const int64_t *ramp = o->rampup_batch_size.items;
+    const int64_t pp = o->pipeline_model_parallel_size;
+
+    options_derive_int(o, "--microbatch-group-size-per-virtual-pipeline-stage",
+                       &o->microbatch_group_size_per_virtual_pipeline_stage, pp);
     if (o->virtual_pipeline_size == 1) {
         return 0;
     }
-    return options_check_divisible("number of microbatches in the interleaved schedule",
-                                   num_microbatches, "--pipeline-model-parallel-size",
-                                   o->pipeline_model_parallel_size);
+    if (o->microbatch_group_size_per_virtual_pipeline_stage < pp) {
+        return error_set(
+            "--microbatch-group-size-per-virtual-pipeline-stage %lld: must be at least "
+            "--pipeline-model-parallel-size %lld",
+            (long long)o->microbatch_group_size_per_virtual_pipeline_stage, (long long)pp);
+    }
+    if (o->rampup_batch_size.num_items > 0) {
+        for (int64_t size = ramp[0]; size < o->global_batch_size; size += ramp[1]) {
+            TRY(check_groups(o, size));
+        }
+    }
+    return check_groups(o, o->global_batch_size);
 }
 
 static int validate_batch(struct options *o)

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { ERROR_TEXT_MAX = 2048 };
 
@@ -61,19 +62,30 @@ void panic_configure(int rank, void (*hook)(void))
     panic_hook = hook;
 }
 
+const char *host_name(void)
+{
+    static char name[256];
+
+    if (gethostname(name, sizeof name - 1) != 0 || name[0] == '\0') {
+        return "unknown";
+    }
+    return name;
+}
+
+/* One write, or the launcher puts its own lines in between. */
 void panic(const char *file, int line, const char *condition, const char *format, ...)
 {
+    char text[ERROR_TEXT_MAX];
     va_list args;
 
-    fflush(stdout);
-    fprintf(stderr, "cadre: rank %d stopped at %s:%d: ", panic_rank, file, line);
-    if (condition != NULL) {
-        fprintf(stderr, "not (%s): ", condition);
-    }
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    fputc('\n', stderr);
+    one_line(text);
+    fflush(stdout);
+    fprintf(stderr, "cadre: rank %d on host %s stopped at %s:%d: %s%s%s%s\n", panic_rank,
+            host_name(), file, line, condition != NULL ? "not (" : "",
+            condition != NULL ? condition : "", condition != NULL ? "): " : "", text);
     fflush(stderr);
     if (panic_hook != NULL) {
         panic_hook();

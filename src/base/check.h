@@ -31,12 +31,15 @@ void error_clear(void);
         }                                                                                          \
     } while (0)
 
-/* Ends the whole job: prints rank, place and text to stderr, then runs the hook (MPI_Abort under
- * MPI) or abort(). */
+/* Ends the whole job: prints rank, host, place and text to stderr, then runs the hook (MPI_Abort
+ * under MPI) or abort(). */
 void panic(const char *file, int line, const char *condition, const char *format, ...)
     __attribute__((noreturn)) PRINTF_LIKE(4, 5);
 /* rank is printed by panic; hook may be NULL. */
 void panic_configure(int rank, void (*hook)(void));
+
+/* This machine's, for messages. */
+const char *host_name(void);
 
 #define PANIC(...) panic(__FILE__, __LINE__, NULL, __VA_ARGS__)
 #define CHECK(condition, ...)                                                                      \

@@ -10,6 +10,11 @@ void log_configure(bool speaks)
     speaks_for_job = speaks;
 }
 
+bool log_speaks(void)
+{
+    return speaks_for_job;
+}
+
 static void print_line(FILE *file, const char *prefix, const char *format, va_list args)
 {
     flockfile(file);

@@ -25,21 +25,14 @@
 #include <stdint.h>
 
 #include "base/path.h"
+#include "ckpt/checkpoint_ranks.h"
 #include "tensor/box.h"
 #include "tensor/dtype.h"
 
-/* The ranks that save or load one checkpoint together (on a shared file system). All zero: one
- * rank. */
-struct checkpoint_ranks {
-    int rank, num_ranks;
-    /* all[num_ranks][size_bytes] = each rank's `mine`. NULL with one rank. */
-    void (*all_gather)(void *context, const void *mine, void *all, size_t size_bytes);
-    void *context;
-};
-
-/* A box of a tensor that this rank saves. Over all ranks each element of a tensor is saved once. */
+/* A box of a tensor that this rank saves. Over all ranks each element of a tensor is saved once;
+ * saving checks that. */
 struct ckpt_item {
-    const char *name; /* at most one box of a name per rank */
+    const char *name; /* of weights at most one box per rank; no '#' */
     enum dtype dtype;
     int num_dims; /* at least 1 */
     int64_t global_shape[TENSOR_DIMS_MAX];
@@ -58,10 +51,11 @@ struct checkpoint_save_request {
      * host memory already. */
     int (*stage)(void *context, const struct ckpt_item *item, void *host);
     void *stage_context;
-    json_t *state;
+    json_t *state; /* rank 0's is written, others may be NULL */
     struct checkpoint_ranks ranks;
 };
 
+/* Fails on all ranks alike, with one message, if it fails on one. */
 int checkpoint_save(const struct checkpoint_save_request *request);
 
 enum checkpoint_found { CHECKPOINT_ERROR = -1, CHECKPOINT_FOUND, CHECKPOINT_NONE };
@@ -71,6 +65,10 @@ enum checkpoint_found { CHECKPOINT_ERROR = -1, CHECKPOINT_FOUND, CHECKPOINT_NONE
  * with a warning; CHECKPOINT_NONE: there is nothing there at all. path is set when found. */
 enum checkpoint_found checkpoint_find(const char *load_directory, int64_t ckpt_step,
                                       char path[PATH_LENGTH_MAX]);
+/* The same, as rank 0 sees it, on all ranks: with one answer, path and error. */
+enum checkpoint_found checkpoint_find_together(const struct checkpoint_ranks *ranks,
+                                               const char *load_directory, int64_t ckpt_step,
+                                               char path[PATH_LENGTH_MAX]);
 /* path has a manifest. */
 bool checkpoint_is_at(const char *path);
 
@@ -84,8 +82,9 @@ struct checkpoint_tensor {
     bool is_optimizer;
 };
 
-/* Opens iter_X (from checkpoint_find) after checking all its files; the ranks share that work
- * (NULL: one rank). NULL on error. */
+/* Opens iter_X (from checkpoint_find) after checking all its files, and that their boxes make up
+ * whole tensors; the ranks share the hashing (NULL: one rank). NULL on all ranks, with one message,
+ * if one fails. */
 struct checkpoint *checkpoint_open(const char *path, const struct checkpoint_ranks *ranks);
 void checkpoint_close(struct checkpoint *checkpoint);
 
@@ -109,8 +108,8 @@ struct checkpoint_read {
     bool allow_dim0_difference;
 };
 
-/* Assembles the box from the boxes on disk into `to` (packed). A missing tensor, another shape, a
- * gap or an overlap is an error. */
+/* Assembles the box from the boxes on disk into `to` (packed). A missing tensor or another shape is
+ * an error. */
 int checkpoint_read_box(const struct checkpoint *checkpoint, const struct checkpoint_read *read,
                         void *to);
 

@@ -109,3 +109,22 @@ enum checkpoint_found checkpoint_find(const char *load_directory, int64_t ckpt_s
     }
     return find_named(load_directory, iteration, release, path);
 }
+
+enum checkpoint_found checkpoint_find_together(const struct checkpoint_ranks *ranks,
+                                               const char *load_directory, int64_t ckpt_step,
+                                               char path[PATH_LENGTH_MAX])
+{
+    enum checkpoint_found found = CHECKPOINT_NONE;
+
+    path[0] = '\0';
+    if (checkpoint_ranks_index(ranks) == 0) {
+        found = checkpoint_find(load_directory, ckpt_step, path);
+    }
+    checkpoint_ranks_share(ranks, &found, sizeof found);
+    if (found == CHECKPOINT_ERROR) {
+        checkpoint_ranks_share_error(ranks);
+    } else if (found == CHECKPOINT_FOUND) {
+        checkpoint_ranks_share(ranks, path, PATH_LENGTH_MAX);
+    }
+    return found;
+}

@@ -10,6 +10,8 @@
 #define CHECKPOINT_RELEASE "release"
 #define CHECKPOINT_SHARDING_KEY "DCP_SHARDING_INFO"
 #define CHECKPOINT_SHAPE_KEY "x_global_shape"
+/* A file's boxes of one tensor have the keys "NAME", "NAME#1", "NAME#2", ... */
+#define CHECKPOINT_BOX_MARK "#"
 #define CHECKPOINT_OPTIMIZER_FOLDER "optimizer"
 
 enum { CHECKPOINT_NAME_MAX = 256 };

@@ -22,6 +22,7 @@
 #include "base/log.h"
 #include "ckpt/checkpoint_layout.h"
 #include "ckpt/checkpoint_shard.h"
+#include "ckpt/checkpoint_table.h"
 #include "ckpt/manifest.h"
 
 enum { FOREIGN_STALE_SECONDS = 3600, FILES_PER_RANK = 2 };
@@ -39,43 +40,6 @@ static void reach(const char *stage)
     if (checkpoint_test_hook != NULL) {
         checkpoint_test_hook(stage);
     }
-}
-
-/* ---- ranks ---- */
-
-static int num_ranks(const struct checkpoint_save_request *request)
-{
-    return request->ranks.num_ranks > 0 ? request->ranks.num_ranks : 1;
-}
-
-static void gather(const struct checkpoint_ranks *ranks, const void *mine, void *all,
-                   size_t size_bytes)
-{
-    if (ranks->num_ranks > 1) {
-        ranks->all_gather(ranks->context, mine, all, size_bytes);
-    } else {
-        memcpy(all, mine, size_bytes);
-    }
-}
-
-/* Every rank learns whether all succeeded; also a barrier. */
-static int agree(const struct save *save, int result)
-{
-    const struct checkpoint_ranks *ranks = &save->request->ranks;
-    const int count = num_ranks(save->request);
-    int *results = calloc((size_t)count, sizeof *results);
-    int failed = -1;
-
-    CHECK(results != NULL, "out of memory");
-    gather(ranks, &result, results, sizeof result);
-    for (int r = count - 1; r >= 0; r--) {
-        failed = results[r] != 0 ? r : failed;
-    }
-    free(results);
-    if (failed < 0) {
-        return 0;
-    }
-    return result != 0 ? -1 : error_set("rank %d could not save its part", failed);
 }
 
 /* ---- leftovers of dead runs ---- */
@@ -174,27 +138,54 @@ static int write_shards(struct save *save, struct manifest_file files[FILES_PER_
     return checkpoint_shard_write(save->request, true, save->temporary, &files[1]);
 }
 
-static int write_manifest(struct save *save)
+/* How many files there can be. */
+static int file_capacity(const struct save *save)
 {
-    struct manifest manifest = {.iteration = save->request->iteration,
-                                .state = save->request->state};
-    char path[PATH_LENGTH_MAX];
-    char *text;
-    int result;
+    return checkpoint_ranks_count(&save->request->ranks) * FILES_PER_RANK;
+}
 
-    manifest.files = calloc((size_t)num_ranks(save->request) * FILES_PER_RANK, sizeof *save->files);
-    CHECK(manifest.files != NULL, "out of memory");
-    for (int i = 0; i < num_ranks(save->request) * FILES_PER_RANK; i++) {
-        if (save->files[i].name[0] != '\0') {
-            manifest.files[manifest.num_files++] = save->files[i];
-        }
-    }
-    text = manifest_write(&manifest);
-    result = path_format(path, "%s/%s", save->temporary, MANIFEST_NAME);
+static int write_manifest(const struct save *save, const struct manifest *manifest)
+{
+    char path[PATH_LENGTH_MAX];
+    char *text = manifest_write(manifest);
+    int result = path_format(path, "%s/%s", save->temporary, MANIFEST_NAME);
+
     if (result == 0) {
         result = path_write_file_atomic(path, text, strlen(text)); /* syncs the directory, too */
     }
     free(text);
+    return result;
+}
+
+/* Opens what all ranks have written: whether they wrote it where this rank sees it, and each
+ * element of each tensor once. */
+static int check_files(const struct save *save, const struct manifest *manifest)
+{
+    struct checkpoint_table table;
+    const int result = checkpoint_table_load(&table, save->temporary, manifest);
+
+    checkpoint_table_free(&table);
+    return result;
+}
+
+/* Makes the files a checkpoint. */
+static int seal(const struct save *save)
+{
+    struct manifest manifest = {.iteration = save->request->iteration,
+                                .state = save->request->state};
+    int result;
+
+    manifest.files = calloc((size_t)file_capacity(save), sizeof *manifest.files);
+    CHECK(manifest.files != NULL, "out of memory");
+    for (int i = 0; i < file_capacity(save); i++) {
+        if (save->files[i].name[0] != '\0') {
+            manifest.files[manifest.num_files++] = save->files[i];
+        }
+    }
+    result = check_files(save, &manifest);
+    if (result == 0) {
+        result = write_manifest(save, &manifest);
+    }
     free(manifest.files);
     return result;
 }
@@ -274,7 +265,7 @@ static int finish(struct save *save)
 {
     reach("manifest");
     TRY(sync_optimizer_folder(save));
-    TRY(write_manifest(save));
+    TRY(seal(save));
     reach("publish");
     TRY(publish(save));
     reach("tracker");
@@ -288,28 +279,26 @@ static int finish(struct save *save)
 static int name_paths(struct save *save)
 {
     const struct checkpoint_save_request *request = save->request;
-    char aside[CHECKPOINT_NAME_MAX];
-    char *all = calloc((size_t)num_ranks(request), sizeof aside);
+    char aside[CHECKPOINT_NAME_MAX] = {0};
 
-    CHECK(all != NULL, "out of memory");
     checkpoint_directory_name(save->name, request->iteration, request->release);
     checkpoint_aside_name(aside, save->name, "tmp");
-    gather(&request->ranks, aside, all, sizeof aside); /* all write where rank 0 says */
-    memcpy(aside, all, sizeof aside);
-    free(all);
+    checkpoint_ranks_share(&request->ranks, aside, sizeof aside); /* all write where rank 0 says */
     TRY(path_format(save->final, "%s/%s", request->directory, save->name));
     return path_format(save->temporary, "%s/%s", request->directory, aside);
 }
 
+/* After each step all ranks know whether it succeeded everywhere. */
 static int run_steps(struct save *save)
 {
     const struct checkpoint_ranks *ranks = &save->request->ranks;
+    const bool leads = checkpoint_ranks_index(ranks) == 0;
     struct manifest_file mine[FILES_PER_RANK] = {0};
 
-    TRY(agree(save, ranks->rank == 0 ? prepare(save) : 0));
-    TRY(agree(save, write_shards(save, mine)));
-    gather(ranks, mine, save->files, sizeof mine);
-    return agree(save, ranks->rank == 0 ? finish(save) : 0);
+    TRY(checkpoint_ranks_agree(ranks, leads ? prepare(save) : 0));
+    TRY(checkpoint_ranks_agree(ranks, write_shards(save, mine)));
+    checkpoint_ranks_gather(ranks, mine, save->files, sizeof mine);
+    return checkpoint_ranks_agree(ranks, leads ? finish(save) : 0);
 }
 
 /* Keeps the message of what went wrong, whatever happens while clearing up. */
@@ -327,16 +316,17 @@ static void remove_temporary(const struct save *save)
 
 int checkpoint_save(const struct checkpoint_save_request *request)
 {
+    const bool leads = checkpoint_ranks_index(&request->ranks) == 0;
     struct save save = {.request = request};
     int result;
 
-    CHECK(json_is_object(request->state), "a checkpoint without state");
-    save.files = calloc((size_t)num_ranks(request) * FILES_PER_RANK, sizeof *save.files);
+    CHECK(!leads || json_is_object(request->state), "a checkpoint without state");
+    save.files = calloc((size_t)file_capacity(&save), sizeof *save.files);
     CHECK(save.files != NULL, "out of memory");
-    result = name_paths(&save);
+    result = checkpoint_ranks_agree(&request->ranks, name_paths(&save));
     if (result == 0) {
         result = run_steps(&save);
-        if (result != 0 && request->ranks.rank == 0) {
+        if (result != 0 && leads) {
             remove_temporary(&save);
         }
     }

@@ -33,23 +33,40 @@ static void add_metadata(struct safetensors_writer *writer, const char *key, jso
     json_decref(value);
 }
 
-/* PyTorch's reader places each tensor by "saved_offsets"; the global shape is cadre's own addition.
- */
+static void declare_item(struct safetensors_writer *writer, const struct ckpt_item *item,
+                         const char *key, json_t *offsets, json_t *shapes)
+{
+    safetensors_writer_declare(writer, key, item->dtype, item->box.size, item->num_dims);
+    json_object_set_new(
+        offsets, key,
+        json_pack("{s:o}", "saved_offsets", dims_json(item->box.offset, item->num_dims)));
+    json_object_set_new(shapes, key, dims_json(item->global_shape, item->num_dims));
+}
+
+/* PyTorch's reader places each tensor by "saved_offsets"; the global shape is cadre's own addition,
+ * and so are the keys of further boxes of a name, which therefore no weights may have. */
 static void declare_items(struct safetensors_writer *writer, const struct ckpt_item **items,
                           int num_items)
 {
     json_t *offsets = json_object(), *shapes = json_object();
+    int number = 0; /* of the box among those of its name */
 
     for (int i = 0; i < num_items; i++) {
         const struct ckpt_item *item = items[i];
+        char key[CHECKPOINT_NAME_MAX];
 
         CHECK(item->num_dims > 0 && box_inside(&item->box, item->global_shape), "box of %s",
               item->name);
-        safetensors_writer_declare(writer, item->name, item->dtype, item->box.size, item->num_dims);
-        json_object_set_new(
-            offsets, item->name,
-            json_pack("{s:o}", "saved_offsets", dims_json(item->box.offset, item->num_dims)));
-        json_object_set_new(shapes, item->name, dims_json(item->global_shape, item->num_dims));
+        CHECK(strlen(item->name) < sizeof key - 16 &&
+                  strpbrk(item->name, CHECKPOINT_BOX_MARK) == NULL,
+              "tensor name %s", item->name);
+        number = i > 0 && strcmp(items[i - 1]->name, item->name) == 0 ? number + 1 : 0;
+        CHECK(number == 0 || item->is_optimizer, "several boxes of %s", item->name);
+        snprintf(key, sizeof key, "%s", item->name);
+        if (number > 0) {
+            snprintf(key, sizeof key, "%s" CHECKPOINT_BOX_MARK "%d", item->name, number);
+        }
+        declare_item(writer, item, key, offsets, shapes);
     }
     add_metadata(writer, CHECKPOINT_SHARDING_KEY, offsets);
     safetensors_writer_metadata(writer, "DCP_VERSION", "1.0");
@@ -91,31 +108,51 @@ static int write_items(struct safetensors_writer *writer,
     return safetensors_writer_finish(writer, file->hash, &file->size_bytes);
 }
 
+/* By name; boxes of one name as they are in the request. */
+static int compare_items(const void *left, const void *right)
+{
+    const struct ckpt_item *a = *(const struct ckpt_item *const *)left;
+    const struct ckpt_item *b = *(const struct ckpt_item *const *)right;
+    const int order = strcmp(a->name, b->name);
+
+    return order != 0 ? order : (a > b) - (a < b);
+}
+
+/* The request's items of the kind, sorted; the caller frees. */
+static const struct ckpt_item **select_items(const struct checkpoint_save_request *request,
+                                             bool is_optimizer, int *num_items)
+{
+    const struct ckpt_item **items = calloc((size_t)request->num_items + 1, sizeof *items);
+
+    CHECK(items != NULL, "out of memory");
+    *num_items = 0;
+    for (int i = 0; i < request->num_items; i++) {
+        if (request->items[i].is_optimizer == is_optimizer) {
+            items[(*num_items)++] = &request->items[i];
+        }
+    }
+    qsort(items, (size_t)*num_items, sizeof *items, compare_items);
+    return items;
+}
+
 int checkpoint_shard_write(const struct checkpoint_save_request *request, bool is_optimizer,
                            const char *directory, struct manifest_file *file)
 {
-    const struct ckpt_item **items = calloc((size_t)request->num_items + 1, sizeof *items);
-    struct safetensors_writer *writer;
-    int num_items = 0, result;
+    int num_items, result = 0;
+    const struct ckpt_item **items = select_items(request, is_optimizer, &num_items);
 
-    CHECK(items != NULL, "out of memory");
     *file = (struct manifest_file){0};
-    for (int i = 0; i < request->num_items; i++) {
-        if (request->items[i].is_optimizer == is_optimizer) {
-            items[num_items++] = &request->items[i];
-        }
+    if (num_items > 0) {
+        struct safetensors_writer *writer = safetensors_writer_create();
+
+        /* PyTorch's name for rank i's part of file 1 of 1. */
+        snprintf(file->name, sizeof file->name, "%sshard-%05d-model-00001-of-00001.safetensors",
+                 is_optimizer ? CHECKPOINT_OPTIMIZER_FOLDER "/" : "",
+                 checkpoint_ranks_index(&request->ranks) + 1);
+        declare_items(writer, items, num_items);
+        result = write_items(writer, request, items, directory, file);
+        safetensors_writer_destroy(writer);
     }
-    if (num_items == 0) {
-        free(items);
-        return 0;
-    }
-    /* PyTorch's name for rank i's part of file 1 of 1. */
-    snprintf(file->name, sizeof file->name, "%sshard-%05d-model-00001-of-00001.safetensors",
-             is_optimizer ? CHECKPOINT_OPTIMIZER_FOLDER "/" : "", request->ranks.rank + 1);
-    writer = safetensors_writer_create();
-    declare_items(writer, items, num_items);
-    result = write_items(writer, request, items, directory, file);
-    safetensors_writer_destroy(writer);
     free(items);
     return result;
 }

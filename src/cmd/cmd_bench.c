@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "cmd/bench_measure.h"
 #include "cmd/cmd.h"
+#include "device/device_select.h"
 #include "ops/ops.h"
 #include "optim/grad_norm.h"
 #include "train/model_setup.h"
@@ -91,12 +92,27 @@ static void print_rate(const char *what, double seconds, double gflops, double r
            100.0 * gflops / roof);
 }
 
+struct bench_device {
+    const struct device *device;
+    const struct ops *ops;
+};
+
+static int open_device(struct bench_device *on, const struct options *options)
+{
+    on->device = device_select(options->device, 1);
+    on->ops = on->device != NULL ? ops_for(on->device) : NULL;
+    return on->ops != NULL ? 0 : -1;
+}
+
 static int bench_gemm(const struct options *options)
 {
     static const int64_t shapes[][3] = {{2048, 2048, 2048}, {2048, 1536, 512}, {2048, 512, 512},
                                         {512, 2048, 512},   {512, 512, 1024},  {2048, 8192, 512}};
-    struct stream *stream = stream_create(device_cpu(), ops_cpu());
+    struct bench_device on;
+    struct stream *stream;
 
+    TRY(open_device(&on, options));
+    stream = stream_create(on.device, on.ops);
     for (int d = 0; d < 2; d++) {
         const enum dtype dtype = d == 0 ? DTYPE_F32 : DTYPE_BF16;
         const double roof = bench_roof_gflops(stream, dtype);
@@ -141,7 +157,7 @@ static void fill_ids(struct stream *stream, struct tensor *ids, int64_t modulus,
 
 static void fill_batch(struct trainer *trainer)
 {
-    struct device_batch *batch = &trainer->batch;
+    struct microbatch *batch = &trainer->microbatches[0];
     const int64_t num_tokens = batch->token.dim[0], num_sequences = batch->sample_id.dim[0];
     float *weight = malloc((size_t)num_tokens * sizeof *weight);
 
@@ -163,24 +179,27 @@ static void run_step(void *context)
 {
     struct trainer *trainer = &((struct bench_step *)context)->trainer;
     const struct optimizer_rates rates = trainer_rates(trainer);
-    const struct pass pass = trainer_pass(trainer, true, 1.0f);
+    const struct pass pass = trainer_pass(trainer, &trainer->microbatches[0], 0, true, 1.0f);
+    struct stage_saved *saved = &trainer->slots[0].stage_saved;
 
-    op_fill_zero(trainer->stream, &trainer->stage.params.grads);
-    transformer_stage_forward(&trainer->stage, &pass, &trainer->batch.loss, &trainer->stage_saved);
-    transformer_stage_backward(&trainer->stage, &pass, &trainer->stage_saved);
-    grad_norm_clip_scale(&trainer->stage.params, &trainer->groups, trainer->stream,
-                         trainer->scratch, 1.0f, &trainer->grad_norm, &trainer->grad_scale);
+    op_fill_zero(trainer->stream, &trainer->params.grads);
+    transformer_stage_forward(&trainer->chunks[0], &pass, NULL, NULL, &trainer->loss, saved);
+    transformer_stage_backward(&trainer->chunks[0], &pass, NULL, NULL, saved);
+    grad_norm_clip_scale(&trainer->optimizer, &trainer->groups, trainer->stream, trainer->scratch,
+                         1.0f, &trainer->grad_norm, &trainer->grad_scale);
     optimizer_step(&trainer->optimizer, trainer->stream, &rates, &trainer->grad_scale);
     stream_wait(trainer->stream);
 }
 
 static int bench_train_step(const struct options *options)
 {
+    struct bench_device on;
     struct bench_step bench;
     struct flops_sizes sizes;
     double before, after, seconds, flops;
 
-    TRY(trainer_create(&bench.trainer, options, options->vocab_size, device_cpu(), ops_cpu(),
+    TRY(open_device(&on, options));
+    TRY(trainer_create(&bench.trainer, options, options->vocab_size, on.device, on.ops,
                        &(struct trainer_memory){0}));
     fill_batch(&bench.trainer);
     before = bench_roof_gflops(bench.trainer.stream, bench.trainer.config.dtype);
@@ -203,21 +222,23 @@ static void run_moe_layer(void *context)
 {
     struct bench_step *bench = context;
     struct trainer *trainer = &bench->trainer;
-    const struct pass pass = trainer_pass(trainer, true, 1.0f);
-    const struct arena_mark mark = arena_mark(trainer->saved);
+    const struct pass pass = trainer_pass(trainer, &trainer->microbatches[0], 0, true, 1.0f);
+    const struct arena_mark mark = arena_mark(pass.saved);
     struct moe_saved saved;
 
     moe_layer_forward(bench->moe, &pass, &bench->y, &bench->x, &saved);
     moe_layer_backward(bench->moe, &pass, &bench->d_x, &bench->d_y, &saved);
-    arena_release(trainer->saved, mark);
+    arena_release(pass.saved, mark);
     stream_wait(trainer->stream);
 }
 
 static int find_moe_layer(struct bench_step *bench)
 {
-    for (int i = 0; i < bench->trainer.stage.num_layers; i++) {
-        if (bench->trainer.stage.layers[i].is_moe) {
-            bench->moe = &bench->trainer.stage.layers[i].moe;
+    struct transformer_stage *model = &bench->trainer.chunks[0];
+
+    for (int i = 0; i < model->place.num_layers; i++) {
+        if (model->layers[i].is_moe) {
+            bench->moe = &model->layers[i].moe;
             return 0;
         }
     }
@@ -250,10 +271,12 @@ static int time_moe_layer(struct bench_step *bench, const struct options *option
 
 static int bench_moe_layer(const struct options *options)
 {
+    struct bench_device on;
     struct bench_step bench;
     int result;
 
-    TRY(trainer_create(&bench.trainer, options, options->vocab_size, device_cpu(), ops_cpu(),
+    TRY(open_device(&on, options));
+    TRY(trainer_create(&bench.trainer, options, options->vocab_size, on.device, on.ops,
                        &(struct trainer_memory){0}));
     fill_batch(&bench.trainer);
     result = time_moe_layer(&bench, options);

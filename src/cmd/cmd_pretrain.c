@@ -8,6 +8,8 @@
 #include "ckpt/checkpoint.h"
 #include "ckpt/manifest.h"
 #include "cmd/cmd.h"
+#include "comm/comm_mpi.h"
+#include "comm/launch.h"
 #include "train/train.h"
 
 /* --use-checkpoint-args: the model's options come from the checkpoint's, where no flag was given.
@@ -42,13 +44,12 @@ static int run(struct options *options, int argc, char **argv)
 {
     TRY(options_parse(options, argc, argv));
     TRY(apply_checkpoint_args(options));
-    TRY(options_validate(options, 1));
-    if (options->print_config) {
-        options_print_config(options, stdout);
-        return 0;
+    TRY(options_validate(options, launch_size()));
+    comm_mpi_set_timeout(60.0 * options->distributed_timeout_minutes);
+    if (log_speaks()) {
+        (options->print_config ? options_print_config : options_print)(options, stdout);
     }
-    options_print(options, stdout);
-    return train(options);
+    return options->print_config ? 0 : train(options);
 }
 
 int cmd_pretrain(int argc, char **argv)
@@ -56,7 +57,9 @@ int cmd_pretrain(int argc, char **argv)
     struct options options;
     int result;
 
-    if (help_requested(&options_table, argc, argv, stdout)) {
+    TRY(launch_init(&argc, &argv));
+    log_configure(launch_rank() == 0);
+    if (help_requested(&options_table, argc, argv, log_speaks() ? stdout : NULL)) {
         return 0;
     }
     TRY(options_init(&options));

@@ -18,6 +18,8 @@ enum { CHUNK_TOKENS_MAX = 8192 }; /* of one pass: bounds the memory of the activ
 static int build(struct loaded_model *model, int64_t vocab_size, int64_t num_positions,
                  enum dtype dtype)
 {
+    struct stage_place place;
+
     TRY(options_validate_model(&model->options));
     TRY(model_config_from_options(&model->config, &model->options, vocab_size));
     model->config.seq_length = num_positions;
@@ -30,8 +32,11 @@ static int build(struct loaded_model *model, int64_t vocab_size, int64_t num_pos
     model->run = arena_create("run", &device_cpu()->memory);
     model->saved = arena_create("microbatch", &device_cpu()->memory);
     model->scratch = arena_create("call", &device_cpu()->memory);
-    transformer_stage_init(&model->stage, &model->groups, &model->config);
-    transformer_stage_allocate(&model->stage, model->stream, model->run, false);
+    param_list_init(&model->params);
+    place = stage_place_whole(&model->config);
+    transformer_stage_init(&model->stage, &model->params, &model->groups, &model->config, &place);
+    param_list_allocate(&model->params, model->run, model->stream, dtype, false);
+    transformer_stage_allocate(&model->stage, model->stream, model->run);
     return 0;
 }
 
@@ -106,7 +111,7 @@ static int load_hf_files(struct loaded_model *model, struct hf_source *source,
     TRY(build(model, config->vocab_size, num_positions, dtype));
     source->tensors =
         hf_mixtral_tensors(config, model->config.padded_vocab_size, &source->num_tensors);
-    return param_list_read(&model->stage.params, model->stream,
+    return param_list_read(&model->params, model->stream,
                            &(struct param_reader){.read = read_hf_param, .context = source});
 }
 
@@ -147,6 +152,7 @@ void loaded_model_close(struct loaded_model *model)
 {
     if (model->stream != NULL) {
         transformer_stage_free(&model->stage);
+        param_list_free(&model->params);
         arena_destroy(model->run);
         arena_destroy(model->saved);
         arena_destroy(model->scratch);

@@ -14,6 +14,7 @@ struct loaded_model {
     struct groups groups;
     struct stream *stream;
     struct arena *run, *saved, *scratch;
+    struct param_list params;
     struct transformer_stage stage;
 };
 

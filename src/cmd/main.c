@@ -6,6 +6,7 @@
 #include "args/edit_distance.h"
 #include "base/check.h"
 #include "cmd/cmd.h"
+#include "comm/launch.h"
 
 static const struct {
     const char *name;
@@ -82,9 +83,8 @@ int main(int argc, char **argv)
     }
     signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is a write's error, not a death */
     if (run(argc, argv) != 0) {
-        fflush(stdout);
-        fprintf(stderr, "cadre: error: %s\n", error_text());
-        return 1;
+        launch_fail(error_text());
     }
+    launch_finish();
     return 0;
 }

@@ -88,10 +88,10 @@ void launch_fail(const char *text)
     nanosleep(&(struct timespec){.tv_sec = delay_ms / 1000, .tv_nsec = delay_ms % 1000 * 1000000},
               NULL);
     fflush(stdout);
-    if (this_rank == 0) {
+    if (num_ranks == 1) {
         fprintf(stderr, "cadre: error: %s\n", text);
     } else {
-        fprintf(stderr, "cadre: error: rank %d: %s\n", this_rank, text);
+        fprintf(stderr, "cadre: error: rank %d on host %s: %s\n", this_rank, host_name(), text);
     }
     if (num_ranks > 1) {
         comm_mpi_abort(1);

@@ -1,7 +1,8 @@
 /* launch.h - how many processes this run has, and how it starts and ends.
  *
  * A process that mpirun or srun started as one of several joins MPI; one that was started alone
- * does not touch MPI at all. main calls launch_init first and launch_finish or launch_fail last. */
+ * does not touch MPI at all. A command whose processes work together calls launch_init first
+ * (without it they are so many runs apart); main calls launch_finish or launch_fail last. */
 #ifndef CADRE_COMM_LAUNCH_H
 #define CADRE_COMM_LAUNCH_H
 
@@ -13,10 +14,11 @@ int launch_size(void);
 /* What the launcher's environment says: 1 when this process was started alone. */
 int launch_size_from_environment(int *size);
 
-/* Leaves MPI; all ranks must come here. */
+/* Leaves MPI, if launch_init joined it; all ranks must come here. */
 void launch_finish(void);
-/* Prints "cadre: error: TEXT" and ends all ranks with exit status 1. Where all ranks fail alike,
- * such as for a wrong flag, rank 0 is given the time to say it for all. */
+/* Prints "cadre: error: TEXT", of several ranks with rank and host, and ends all ranks with exit
+ * status 1. Where all ranks fail alike, such as for a wrong flag, rank 0 is given the time to say
+ * it for all. */
 void launch_fail(const char *text) __attribute__((noreturn));
 
 #endif

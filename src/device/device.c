@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "base/check.h"
 
@@ -63,6 +64,57 @@ static void immediate_do_nothing(void *native)
 {
 }
 
+struct immediate_read {
+    size_t size_bytes;
+    char bytes[];
+};
+
+static struct immediate_read *read_new(size_t size_bytes)
+{
+    struct immediate_read *read = calloc(1, sizeof *read + size_bytes);
+
+    CHECK(read != NULL, "out of memory");
+    read->size_bytes = size_bytes;
+    return read;
+}
+
+static void *cpu_read_start(void *native, const void *memory, size_t size_bytes)
+{
+    struct immediate_read *read = read_new(size_bytes);
+
+    memcpy(read->bytes, memory, size_bytes);
+    return read;
+}
+
+static void *null_read_start(void *native, const void *memory, size_t size_bytes)
+{
+    return read_new(size_bytes);
+}
+
+static void immediate_read_finish(void *pending, void *host)
+{
+    struct immediate_read *read = pending;
+
+    memcpy(host, read->bytes, read->size_bytes);
+    free(read);
+}
+
+static void *immediate_mark(void *native)
+{
+    struct timespec *mark = malloc(sizeof *mark);
+
+    CHECK(mark != NULL, "out of memory");
+    clock_gettime(CLOCK_MONOTONIC, mark);
+    return mark;
+}
+
+static double immediate_mark_seconds(void *from, void *to)
+{
+    const struct timespec *a = from, *b = to;
+
+    return (double)(b->tv_sec - a->tv_sec) + (double)(b->tv_nsec - a->tv_nsec) * 1e-9;
+}
+
 const struct device *device_cpu(void)
 {
     static const struct device cpu = {
@@ -74,6 +126,11 @@ const struct device *device_cpu(void)
         .copy_from_host = cpu_copy,
         .copy_to_host = cpu_copy,
         .copy = cpu_copy,
+        .read_start = cpu_read_start,
+        .read_finish = immediate_read_finish,
+        .mark = immediate_mark,
+        .mark_seconds = immediate_mark_seconds,
+        .mark_free = free,
     };
     return &cpu;
 }
@@ -89,6 +146,11 @@ const struct device *device_null(void)
         .copy_from_host = null_copy_from_host,
         .copy_to_host = null_copy_to_host,
         .copy = null_copy_from_host,
+        .read_start = null_read_start,
+        .read_finish = immediate_read_finish,
+        .mark = immediate_mark,
+        .mark_seconds = immediate_mark_seconds,
+        .mark_free = free,
     };
     return &null;
 }
@@ -132,4 +194,29 @@ void stream_copy_to_host(struct stream *stream, void *host, const void *memory, 
 void stream_copy(struct stream *stream, void *to, const void *from, size_t size)
 {
     stream->device->copy(stream->native, to, from, size);
+}
+
+void *stream_read_start(struct stream *stream, const void *memory, size_t size)
+{
+    return stream->device->read_start(stream->native, memory, size);
+}
+
+void stream_read_finish(struct stream *stream, void *read, void *host)
+{
+    stream->device->read_finish(read, host);
+}
+
+void *stream_mark(struct stream *stream)
+{
+    return stream->device->mark(stream->native);
+}
+
+double stream_mark_seconds(struct stream *stream, void *from, void *to)
+{
+    return stream->device->mark_seconds(from, to);
+}
+
+void stream_mark_free(struct stream *stream, void *mark)
+{
+    stream->device->mark_free(mark);
 }

@@ -26,6 +26,11 @@ struct device {
     void (*copy_from_host)(void *native, void *device_memory, const void *host, size_t size_bytes);
     void (*copy_to_host)(void *native, void *host, const void *device_memory, size_t size_bytes);
     void (*copy)(void *native, void *to, const void *from, size_t size_bytes);
+    void *(*read_start)(void *native, const void *device_memory, size_t size_bytes);
+    void (*read_finish)(void *read, void *host);
+    void *(*mark)(void *native); /* returns the mark */
+    double (*mark_seconds)(void *from, void *to);
+    void (*mark_free)(void *mark);
 };
 
 struct stream {
@@ -46,7 +51,17 @@ void stream_wait(struct stream *stream);
  */
 void stream_copy_from_host(struct stream *stream, void *memory, const void *host, size_t size);
 void stream_copy_to_host(struct stream *stream, void *host, const void *memory, size_t size);
+/* A read that the host waits for later: the bytes are those of this moment in the stream's work,
+ * which goes on. Each start has its finish. */
+void *stream_read_start(struct stream *stream, const void *memory, size_t size);
+void stream_read_finish(struct stream *stream, void *read, void *host);
 /* Within the device, in stream order. */
 void stream_copy(struct stream *stream, void *to, const void *from, size_t size);
+
+/* A moment in the stream's work, for measuring; the stream_mark_seconds from one to a later one
+ * waits for both. */
+void *stream_mark(struct stream *stream);
+double stream_mark_seconds(struct stream *stream, void *from, void *to);
+void stream_mark_free(struct stream *stream, void *mark);
 
 #endif

@@ -6,6 +6,7 @@
 #ifdef CADRE_CUDA
 #include <cuda_runtime_api.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/check.h"
@@ -17,9 +18,9 @@
         CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                 \
     } while (0)
 
-enum { NUM_SLOTS = 4 };
+enum { NUM_SLOTS = 4, HOPPER = 90 };
 
-static const size_t slot_bytes = (size_t)4 << 20;
+static const size_t slot_bytes = (size_t)4 << 20, read_step_bytes = (size_t)64 << 10;
 
 static struct {
     pthread_mutex_t lock;
@@ -28,6 +29,7 @@ static struct {
         cudaEvent_t read;
     } slots[NUM_SLOTS];
     int next;
+    struct cuda_read *free_reads;
 } staging = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static struct device cuda_device;
@@ -54,6 +56,29 @@ static void cuda_release(void *context, void *memory, size_t size_bytes)
 {
     make_current();
     CUDA_CHECK(cudaFree(memory));
+}
+
+static void *shared_allocate(void *context, size_t size_bytes)
+{
+    void *memory = NULL;
+
+    make_current();
+    if (cudaMallocHost(&memory, size_bytes) != cudaSuccess) {
+        cudaGetLastError();
+        return NULL;
+    }
+    return memory;
+}
+
+static void shared_release(void *context, void *memory, size_t size_bytes)
+{
+    make_current();
+    CUDA_CHECK(cudaFreeHost(memory));
+}
+
+struct memory_source device_cuda_shared_memory(void)
+{
+    return (struct memory_source){shared_allocate, shared_release, NULL};
 }
 
 static void *cuda_stream_open(void)
@@ -145,6 +170,89 @@ static void cuda_copy(void *native, void *to, const void *from, size_t size_byte
     CUDA_CHECK(cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDeviceToDevice, native));
 }
 
+/* Pinned memory that a read goes to; kept for the next read when this one is finished. */
+struct cuda_read {
+    void *pinned;
+    size_t capacity_bytes, size_bytes;
+    cudaEvent_t arrived;
+    struct cuda_read *next; /* in free_reads */
+};
+
+static struct cuda_read *read_new(size_t size_bytes)
+{
+    struct cuda_read *read = calloc(1, sizeof *read);
+
+    CHECK(read != NULL, "out of memory");
+    read->capacity_bytes = (size_bytes / read_step_bytes + 1) * read_step_bytes;
+    CUDA_CHECK(cudaMallocHost(&read->pinned, read->capacity_bytes));
+    CUDA_CHECK(cudaEventCreateWithFlags(&read->arrived, cudaEventDisableTiming));
+    return read;
+}
+
+static struct cuda_read *read_take(size_t size_bytes)
+{
+    struct cuda_read **at = &staging.free_reads, *read;
+
+    pthread_mutex_lock(&staging.lock);
+    while (*at != NULL && (*at)->capacity_bytes < size_bytes) {
+        at = &(*at)->next;
+    }
+    read = *at;
+    if (read != NULL) {
+        *at = read->next;
+    }
+    pthread_mutex_unlock(&staging.lock);
+    return read != NULL ? read : read_new(size_bytes);
+}
+
+static void *cuda_read_start(void *native, const void *memory, size_t size_bytes)
+{
+    struct cuda_read *read;
+
+    make_current();
+    read = read_take(size_bytes);
+    read->size_bytes = size_bytes;
+    CUDA_CHECK(cudaMemcpyAsync(read->pinned, memory, size_bytes, cudaMemcpyDeviceToHost, native));
+    CUDA_CHECK(cudaEventRecord(read->arrived, native));
+    return read;
+}
+
+static void cuda_read_finish(void *pending, void *host)
+{
+    struct cuda_read *read = pending;
+
+    CUDA_CHECK(cudaEventSynchronize(read->arrived));
+    memcpy(host, read->pinned, read->size_bytes);
+    pthread_mutex_lock(&staging.lock);
+    read->next = staging.free_reads;
+    staging.free_reads = read;
+    pthread_mutex_unlock(&staging.lock);
+}
+
+static void *cuda_mark(void *native)
+{
+    cudaEvent_t event;
+
+    make_current();
+    CUDA_CHECK(cudaEventCreate(&event));
+    CUDA_CHECK(cudaEventRecord(event, native));
+    return event;
+}
+
+static double cuda_mark_seconds(void *from, void *to)
+{
+    float milliseconds = 0.0f;
+
+    CUDA_CHECK(cudaEventSynchronize(to));
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, from, to));
+    return (double)milliseconds / 1e3;
+}
+
+static void cuda_mark_free(void *mark)
+{
+    CUDA_CHECK(cudaEventDestroy(mark));
+}
+
 int device_cuda_count(void)
 {
     int count = 0;
@@ -156,20 +264,32 @@ int device_cuda_count(void)
     return count;
 }
 
+/* 90 for 9.0. */
+static int compute_capability(int index)
+{
+    int major = 0, minor = 0;
+
+    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+    CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
+    return 10 * major + minor;
+}
+
+bool device_cuda_usable(int index)
+{
+    return index < device_cuda_count() && compute_capability(index) == HOPPER;
+}
+
 const struct device *device_cuda(int index)
 {
     const int count = device_cuda_count();
-    int major = 0, minor = 0;
 
     if (index < 0 || index >= count) {
-        return FAIL_NULL("no CUDA device %d: this machine has %d", index, count);
+        return FAIL_NULL("no CUDA device %d: this machine has %d; use --device cpu", index, count);
     }
-    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
-    CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
-    if (major != 9) {
+    if (compute_capability(index) != HOPPER) {
         return FAIL_NULL("CUDA device %d has compute capability %d.%d; cadre's kernels are for 9.0 "
                          "(H100, H200)",
-                         index, major, minor);
+                         index, compute_capability(index) / 10, compute_capability(index) % 10);
     }
     cuda_device = (struct device){
         .kind = DEVICE_CUDA,
@@ -181,6 +301,11 @@ const struct device *device_cuda(int index)
         .copy_from_host = cuda_copy_from_host,
         .copy_to_host = cuda_copy_to_host,
         .copy = cuda_copy,
+        .read_start = cuda_read_start,
+        .read_finish = cuda_read_finish,
+        .mark = cuda_mark,
+        .mark_seconds = cuda_mark_seconds,
+        .mark_free = cuda_mark_free,
     };
     make_current();
     return &cuda_device;

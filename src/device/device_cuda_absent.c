@@ -8,6 +8,16 @@ int device_cuda_count(void)
     return 0;
 }
 
+bool device_cuda_usable(int index)
+{
+    return false;
+}
+
+struct memory_source device_cuda_shared_memory(void)
+{
+    PANIC("a build without CUDA");
+}
+
 const struct device *device_cuda(int index)
 {
     return FAIL_NULL("this cadre was built without CUDA: put nvcc on the PATH and build again, or "

@@ -8,6 +8,7 @@
 
 #include "moe/balance.h"
 #include "moe/dispatcher.h"
+#include "nn/attention.h"
 #include "ops/ops.h"
 
 enum { MODEL_LAYERS_MAX = 4096 };
@@ -31,6 +32,7 @@ struct model_config {
     enum position_kind position;
     double rope_base, rope_percent, rope_interpolation;
     bool rope_interleaved;
+    enum cp_comm_type cp_comm_type[MODEL_LAYERS_MAX];
     double attention_dropout, hidden_dropout;
     double init_std; /* N(0, std); linear_proj and fc2: std / sqrt(2 * num_layers) */
     enum dtype dtype;

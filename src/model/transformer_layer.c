@@ -38,7 +38,8 @@ static void init_attention(struct transformer_layer *layer, struct param_list *p
                                    .rope_interleaved = config->rope_interleaved,
                                    .dropout = (float)config->attention_dropout,
                                    .init_std = (float)config->init_std,
-                                   .proj_init_std = output_init_std(config)});
+                                   .proj_init_std = output_init_std(config),
+                                   .cp_comm_type = config->cp_comm_type[layer->number]});
 }
 
 static struct mlp_config dense_mlp(const struct model_config *config, const char *name,

@@ -1,22 +1,28 @@
 #include "nn/lm_loss.h"
 
+#include <stdio.h>
+
 #include "ops/ops.h"
 #include "parallel/tp_region.h"
 
 void lm_loss_init(struct lm_loss *head, struct param_list *params, const struct groups *groups,
-                  int64_t vocab_size, int64_t hidden_size, float init_std, struct param *tied)
+                  const struct lm_loss_config *config)
 {
-    struct param facts = {.name = "output_layer.weight",
-                          .num_dims = 2,
-                          .global_shape = {vocab_size, hidden_size},
+    struct param facts = {.num_dims = 2,
+                          .global_shape = {config->vocab_size, config->hidden_size},
                           .init = PARAM_INIT_NORMAL,
-                          .init_std = init_std,
+                          .init_std = config->init_std,
                           .weight_decay = true,
-                          .decoupled_lr = true};
+                          .decoupled_lr = true,
+                          .shared_over_stages = config->is_copy_of_embedding,
+                          .is_copy = config->is_copy_of_embedding};
 
+    snprintf(facts.name, sizeof facts.name, "%s",
+             config->is_copy_of_embedding ? "embedding.word_embeddings.weight"
+                                          : "output_layer.weight");
     facts.box = box_whole(facts.global_shape, 2);
     facts.box = box_part(&facts.box, 0, groups->tp->rank, groups->tp->size);
-    head->weight = tied != NULL ? tied : param_add(params, &facts);
+    head->weight = config->tied != NULL ? config->tied : param_add(params, &facts);
 }
 
 void lm_loss_logits(const struct lm_loss *head, const struct pass *pass, struct tensor *logits,

@@ -7,8 +7,16 @@
 #include "nn/param.h"
 #include "nn/pass.h"
 
+struct lm_loss_config {
+    int64_t vocab_size; /* padded */
+    int64_t hidden_size;
+    float init_std;
+    struct param *tied;        /* the word embedding, or NULL: a weight of its own */
+    bool is_copy_of_embedding; /* that weight is a copy of the embedding on the first stage */
+};
+
 struct lm_loss {
-    struct param *weight; /* [V,H]: the word embeddings when tied */
+    struct param *weight; /* [V,H], "output_layer.weight" unless tied */
 };
 
 struct lm_loss_saved {
@@ -17,9 +25,8 @@ struct lm_loss_saved {
     struct tensor max, sum_exp;
 };
 
-/* tied: the word embedding's parameter, or NULL for a weight of its own, "output_layer.weight". */
 void lm_loss_init(struct lm_loss *head, struct param_list *params, const struct groups *groups,
-                  int64_t vocab_size, int64_t hidden_size, float init_std, struct param *tied);
+                  const struct lm_loss_config *config);
 void lm_loss_logits(const struct lm_loss *head, const struct pass *pass, struct tensor *logits,
                     const struct tensor *x);
 /* loss [T] f32, of pass->label. */

@@ -26,13 +26,16 @@ struct param {
     struct box box;                        /* what this rank holds */
     enum param_scope scope;
     bool sum_over_tp; /* replicated over TP, its gradient is a partial sum there (under SP) */
+    bool shared_over_stages; /* tied embedding of a pipeline: summed over groups->embedding */
+    bool is_copy;            /* the tied embedding on the last stage: in no norm, not saved */
     enum param_init init;
     float init_std; /* of PARAM_INIT_NORMAL */
     bool weight_decay;
     bool decoupled_lr;   /* embedding and output layer, with --decoupled-lr */
     struct tensor value; /* box.size, model dtype; in the value buffer */
     struct tensor grad;  /* box.size, f32; in the gradient buffer */
-    int64_t start;       /* first element in both buffers */
+    int64_t start;       /* first element in both buffers: after the parameter added before it, or
+                          * where grad_buckets_init puts it */
 };
 
 struct param_list {

@@ -11,6 +11,14 @@
 
 struct moe_metrics;
 
+/* Called around the layers, for communication that overlaps with them; begin and end are indices of
+ * the parameter list. Either may be NULL. */
+struct param_hooks {
+    void (*values_needed)(void *context, int begin, int end); /* before their forward */
+    void (*grads_ready)(void *context, int begin, int end);   /* after their last backward */
+    void *context;
+};
+
 struct pass {
     struct stream *stream;
     const struct groups *groups;
@@ -34,6 +42,7 @@ struct pass {
 
     float aux_loss_scale;        /* the gradient that balancing losses receive (M1.8) */
     struct moe_metrics *metrics; /* where layers leave their losses and counts; may be NULL */
+    const struct param_hooks *hooks; /* may be NULL */
 };
 
 #endif

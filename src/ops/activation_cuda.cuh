@@ -5,9 +5,11 @@
 
 #include "ops/ops_cuda_internal.cuh"
 
+/* Within a few units of the last place of f32, by the fast exponential and quotient: the epilogues
+ * of products wait for it. */
 __device__ inline float sigmoid(float x)
 {
-    return 1.0f / (1.0f + expf(-x));
+    return __fdividef(1.0f, 1.0f + __expf(-x));
 }
 
 /* tanh-GELU: 0.5 x (1 + tanh(u)) = x sigmoid(2u), 2u = 2 sqrt(2/pi) (x + 0.044715 x^3). */

@@ -14,7 +14,8 @@
 
 enum {
     QUERY_BLOCK = 48,
-    KEY_BLOCK = 96, /* both multiples of the product's tile; a block of scores takes 18 KB */
+    KEY_BLOCK = 96,    /* both multiples of the product's tile; a block of scores takes 18 KB */
+    DRAWN_AT_ONCE = 4, /* random numbers: dropout_factors begins at a multiple of it */
 };
 
 /* One (b, a) of a call. */
@@ -59,7 +60,7 @@ static int64_t round_up(int64_t n, int64_t multiple)
     return (n + multiple - 1) / multiple * multiple;
 }
 
-/* Keys [first, end) that query s sees. */
+/* Keys [first, end) that query s sees; none where end <= first. */
 struct key_range {
     int64_t first, end;
 };
@@ -70,10 +71,12 @@ static struct key_range keys_of_query(const struct head *h, int64_t s)
     struct key_range range = {0, a->kv_length};
 
     if (a->causal) {
-        range.end = a->q_start + s + 1;
+        range.end = min_of(a->kv_length, a->q_start + s + 1 - a->k_start);
     }
     if (a->document_start != NULL) {
-        range.first = ((const int32_t *)a->document_start->data)[s * h->b + h->batch];
+        const int64_t start = ((const int32_t *)a->document_start->data)[s * h->b + h->batch];
+
+        range.first = start > a->k_start ? start - a->k_start : 0;
     }
     return range;
 }
@@ -212,15 +215,19 @@ static void multiply_row(float *restrict x, const float *restrict y, int64_t n)
     }
 }
 
-static void head_dropout(float *factors, const struct head *h, int64_t s, int64_t j, int64_t n)
+/* The factors of keys [j, j + n) of query s, somewhere in buffer[KEY_BLOCK + DRAWN_AT_ONCE]. */
+static const float *head_dropout(float *buffer, const struct head *h, int64_t s, int64_t j,
+                                 int64_t n)
 {
     const struct attention *a = h->args;
     const uint64_t sample = (uint64_t)((const int64_t *)a->sample_id->data)[h->batch];
     const uint64_t head =
         sample * (uint64_t)a->num_heads_global + (uint64_t)(a->head_start + h->head);
+    const int64_t first = a->k_start + j, before = first % DRAWN_AT_ONCE;
 
-    dropout_factors(factors, &a->dropout, (head << 24) + (uint64_t)(a->q_start + s), (uint64_t)j,
-                    n);
+    dropout_factors(buffer, &a->dropout, (head << 24) + (uint64_t)(a->q_start + s),
+                    (uint64_t)(first - before), n + before);
+    return buffer + before;
 }
 
 /* ---- forward ---- */
@@ -257,7 +264,7 @@ static int64_t forward_buffers_place(struct forward_buffers *buffers, const stru
     buffers->q = take_floats(memory, &used, QUERY_BLOCK * h->d_padded);
     buffers->out = take_floats(memory, &used, QUERY_BLOCK * h->d_padded);
     buffers->scores = take_floats(memory, &used, QUERY_BLOCK * KEY_BLOCK);
-    buffers->factors = take_floats(memory, &used, KEY_BLOCK);
+    buffers->factors = take_floats(memory, &used, KEY_BLOCK + DRAWN_AT_ONCE);
     buffers->row = take_floats(memory, &used, h->d_padded);
     return used;
 }
@@ -284,9 +291,23 @@ static void softmax_row(struct forward_buffers *buffers, const struct head *h, i
     }
     buffers->sum[i] += exp_row(scores, buffers->max[i], n);
     if (h->args->dropout.p > 0.0f) {
-        head_dropout(buffers->factors, h, s + i, j, n);
-        multiply_row(scores, buffers->factors, n);
+        multiply_row(scores, head_dropout(buffers->factors, h, s + i, j, n), n);
     }
+}
+
+/* Adds a result over other keys, with the log of its denominator, to that of this call. Returns the
+ * log of the common denominator. */
+static float merge_row(float *out, float lse, const struct tensor *other, int64_t first,
+                       float other_lse, int64_t d)
+{
+    const float max = lse > other_lse ? lse : other_lse;
+    const float both = max + log1pf(expf(-fabsf(lse - other_lse)));
+    const float factor = expf(lse - both), other_factor = expf(other_lse - both);
+
+    for (int64_t i = 0; i < d; i++) {
+        out[i] = factor * out[i] + other_factor * float_get(other, first + i);
+    }
+    return both;
 }
 
 static void store_out(const struct forward_buffers *buffers, const struct head *h, int64_t s,
@@ -295,11 +316,20 @@ static void store_out(const struct forward_buffers *buffers, const struct head *
     float *lse = (float *)h->args->lse->data + (h->batch * h->num_heads + h->head) * h->s;
 
     for (int64_t i = 0; i < m; i++) {
+        const int64_t first = query_element(h, s + i);
+        const bool sees_none = buffers->sum[i] == 0.0f;
         float *out = buffers->out + i * h->d_padded;
+        float row_lse = sees_none ? -INFINITY : buffers->max[i] + logf(buffers->sum[i]);
 
-        scale_row(out, 1.0f / buffers->sum[i], h->d);
-        floats_put(h->args->out, query_element(h, s + i), h->d, out);
-        lse[s + i] = buffers->max[i] + logf(buffers->sum[i]);
+        if (sees_none && h->args->merge) {
+            continue;
+        }
+        scale_row(out, sees_none ? 0.0f : 1.0f / buffers->sum[i], h->d);
+        if (h->args->merge) {
+            row_lse = merge_row(out, row_lse, h->args->out, first, lse[s + i], h->d);
+        }
+        floats_put(h->args->out, first, h->d, out);
+        lse[s + i] = row_lse;
     }
 }
 
@@ -387,7 +417,7 @@ static int64_t backward_buffers_place(struct backward_buffers *buffers, const st
     }
     buffers->probs = take_floats(memory, &used, QUERY_BLOCK * KEY_BLOCK);
     buffers->d_scores = take_floats(memory, &used, QUERY_BLOCK * KEY_BLOCK);
-    buffers->factors = take_floats(memory, &used, KEY_BLOCK);
+    buffers->factors = take_floats(memory, &used, KEY_BLOCK + DRAWN_AT_ONCE);
     buffers->row = take_floats(memory, &used, h->d_padded);
     return used;
 }
@@ -401,6 +431,7 @@ static void backward_row(struct backward_buffers *buffers, const struct head *h,
     const float *lse =
         (const float *)h->args->lse->data + (h->batch * h->num_heads + h->head) * h->s;
     const float delta = buffers->delta[i];
+    const float *factors = NULL;
 
     if (!mask_scores(p, h, s + i, j, n)) {
         memset(p, 0, (size_t)n * sizeof *p);
@@ -409,15 +440,15 @@ static void backward_row(struct backward_buffers *buffers, const struct head *h,
     }
     exp_row(p, lse[s + i], n);
     if (h->args->dropout.p > 0.0f) {
-        head_dropout(buffers->factors, h, s + i, j, n);
-        multiply_row(d_score, buffers->factors, n);
+        factors = head_dropout(buffers->factors, h, s + i, j, n);
+        multiply_row(d_score, factors, n);
     }
 #pragma omp simd
     for (int64_t l = 0; l < n; l++) {
         d_score[l] = p[l] * (d_score[l] - delta);
     }
-    if (h->args->dropout.p > 0.0f) {
-        multiply_row(p, buffers->factors, n);
+    if (factors != NULL) {
+        multiply_row(p, factors, n);
     }
 }
 
@@ -446,6 +477,20 @@ static void backward_block(struct backward_buffers *buffers, const struct head *
                   d_padded, n, true);
 }
 
+/* x[first .. first + d) = or, with accumulate, += row, which it may change. */
+static void store_gradient(struct tensor *x, int64_t first, float *row, int64_t d, bool accumulate)
+{
+    if (accumulate) {
+        const float *sum = (const float *)x->data + first;
+
+#pragma omp simd
+        for (int64_t i = 0; i < d; i++) {
+            row[i] += sum[i];
+        }
+    }
+    floats_put(x, first, d, row);
+}
+
 static void backward_queries(struct backward_buffers *buffers, const struct attention_backward *a,
                              const struct head *h, int64_t s, int64_t m)
 {
@@ -467,17 +512,20 @@ static void backward_queries(struct backward_buffers *buffers, const struct atte
         float *d_q = buffers->d_q + i * d_padded;
 
         scale_row(d_q, h->args->scale, h->d);
-        floats_put(a->d_q, query_element(h, s + i), h->d, d_q);
+        store_gradient(a->d_q, query_element(h, s + i), d_q, h->d, a->accumulate);
     }
 }
 
-/* d_k, d_v of the group; zero from kv_length on. */
-static void store_keys(struct tensor *d_x, const float *rows, const struct head *h, float *zeros)
+/* d_k or d_v of the group; zero from kv_length on. */
+static void store_keys(struct tensor *d_x, float *rows, const struct head *h, float *zeros,
+                       bool accumulate)
 {
+    const int64_t num_rows = accumulate ? h->args->kv_length : d_x->dim[0];
+
     memset(zeros, 0, (size_t)h->d * sizeof *zeros);
-    for (int64_t j = 0; j < d_x->dim[0]; j++) {
-        floats_put(d_x, key_element(h, j), h->d,
-                   j < h->args->kv_length ? rows + j * h->d_padded : zeros);
+    for (int64_t j = 0; j < num_rows; j++) {
+        store_gradient(d_x, key_element(h, j),
+                       j < h->args->kv_length ? rows + j * h->d_padded : zeros, h->d, accumulate);
     }
 }
 
@@ -500,8 +548,8 @@ static void backward_group(struct backward_buffers *buffers, const struct attent
             backward_queries(buffers, a, &h, s, min_of(QUERY_BLOCK, h.s - s));
         }
     }
-    store_keys(a->d_k, buffers->d_k, &first, buffers->row);
-    store_keys(a->d_v, buffers->d_v, &first, buffers->row);
+    store_keys(a->d_k, buffers->d_k, &first, buffers->row, a->accumulate);
+    store_keys(a->d_v, buffers->d_v, &first, buffers->row, a->accumulate);
 }
 
 void attention_backward_cpu(struct stream *stream, const struct attention_backward *a)

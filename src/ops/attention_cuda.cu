@@ -1,85 +1,17 @@
-/* Attention in tiles of 32 queries and 32 keys, without the [S, Skv] matrix (Dao et al. 2022): the
- * forward pass walks over keys with a running maximum and sum; backward recomputes the
- * probabilities from lse, once for the gradient of the queries and once for that of the keys, so
- * that every sum has one owner and a fixed order. Products run on the scalar units in f32: the
- * variant for every dtype, head size, mask and dropout. */
-#include "ops/ops_cuda_internal.cuh"
+/* Attention: cuDNN's kernels where they take the call (attention_cudnn_cuda.h), and the kernels
+ * below for every dtype, head size, mask and dropout.
+ *
+ * The kernels below work in tiles of 32 queries and 32 keys, without the [S, Skv] matrix (Dao et
+ * al. 2022): the forward pass walks over keys with a running maximum and sum; backward recomputes
+ * the probabilities from lse, once for the gradient of the queries and once for that of the keys,
+ * so that every sum has one owner and a fixed order. Products run on the scalar units in f32. */
+#include "ops/attention_cuda.cuh"
+
+extern "C" {
+#include "ops/attention_cudnn_cuda.h"
+}
 
 enum { TILE = 32, BLOCK = 256, LANES = BLOCK / TILE, HEAD_SIZE_MAX = 256 };
-
-template <class T> struct attention_args {
-    const T *q, *k, *v, *out, *d_out;
-    T *out_written, *d_q, *d_k, *d_v;
-    float *lse_written, *delta;
-    const float *lse;
-    const int32_t *document_start;
-    const int64_t *sample_id;
-    struct dropout_rule dropout;
-    float scale;
-    bool causal;
-    int64_t q_start, kv_length, head_start, num_heads_global;
-    int64_t s, s_kv, b, num_heads, num_groups, d;
-};
-
-/* One (batch, head) of a call. */
-template <class T> struct head {
-    const attention_args<T> &a;
-    int64_t batch, head_index, group;
-
-    __device__ head(const attention_args<T> &args, int64_t batch_, int64_t head_)
-        : a(args), batch(batch_), head_index(head_),
-          group(head_ / (args.num_heads / args.num_groups))
-    {
-    }
-
-    __device__ int64_t query_element(int64_t s) const
-    {
-        return ((s * a.b + batch) * a.num_heads + head_index) * a.d;
-    }
-
-    __device__ int64_t key_element(int64_t j) const
-    {
-        return ((j * a.b + batch) * a.num_groups + group) * a.d;
-    }
-
-    __device__ int64_t row(int64_t s) const
-    {
-        return (batch * a.num_heads + head_index) * a.s + s;
-    }
-
-    __device__ bool sees(int64_t s, int64_t j) const
-    {
-        if (s >= a.s || j >= a.kv_length || (a.causal && j > a.q_start + s)) {
-            return false;
-        }
-        return a.document_start == NULL || j >= a.document_start[s * a.b + batch];
-    }
-
-    /* What a probability is multiplied with: 0 or 1 / (1 - p). */
-    __device__ float dropout_factor(int64_t s, int64_t j) const
-    {
-        uint64_t id;
-
-        if (a.dropout.p == 0.0f) {
-            return 1.0f;
-        }
-        id = (uint64_t)a.sample_id[batch] * (uint64_t)a.num_heads_global +
-             (uint64_t)(a.head_start + head_index);
-        return rng_uniform(a.dropout.key, (id << 24) + (uint64_t)(a.q_start + s), (uint64_t)j) >=
-                       a.dropout.p
-                   ? 1.0f / (1.0f - a.dropout.p)
-                   : 0.0f;
-    }
-
-    /* Keys that no query of the tile from s on sees begin here. */
-    __device__ int64_t key_end(int64_t s) const
-    {
-        const int64_t last = (s + TILE < a.s ? s + TILE : a.s) - 1;
-        const int64_t diagonal = a.q_start + last + 1;
-
-        return a.causal && diagonal < a.kv_length ? diagonal : a.kv_length;
-    }
-};
 
 /* tile [TILE][d + 1] = rows of x as floats, zeros from `end` on. element(row): first element. */
 template <class T, class F>
@@ -140,18 +72,28 @@ __device__ inline void accumulate_tile(float (&acc)[COLUMNS], const float *weigh
 
 /* Block: a head's queries [s, s + TILE); thread: query threadIdx / LANES, keys and columns lane +
  * LANES i. Shared memory: tiles of q, k, v, probabilities. */
-template <class T, int COLUMNS>
-__global__ void __launch_bounds__(BLOCK) attention_forward_kernel(attention_args<T> a)
+template <int COLUMNS, class T, class O, class D>
+__global__ void __launch_bounds__(BLOCK) attention_forward_kernel(attention_args<T, O, D> a)
 {
     extern __shared__ float shared[];
     const int64_t tile_floats = TILE * (a.d + 1), num_tiles = (a.s + TILE - 1) / TILE;
     float *q = shared, *k = q + tile_floats, *v = k + tile_floats, *p = v + tile_floats;
     const int64_t s0 = blockIdx.x % num_tiles * TILE, item = blockIdx.x / num_tiles;
-    const head<T> h(a, item / a.num_heads, item % a.num_heads);
+    const head<attention_args<T, O, D>> h(a, item / a.num_heads, item % a.num_heads);
     const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-    const int64_t s = s0 + row, end = h.key_end(s0);
+    const int64_t s = s0 + row, end = h.key_end(s0, TILE);
     float max = -INFINITY, sum = 0.0f, out[COLUMNS] = {0.0f};
 
+    if (a.merge && s < a.s && a.lse[h.row(s)] != -INFINITY) { /* go on from the result so far */
+        max = a.lse[h.row(s)];
+        sum = 1.0f;
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) {
+            if (lane + LANES * j < a.d) {
+                out[j] = to_float(a.out_written[h.query_element(s) + lane + LANES * j]);
+            }
+        }
+    }
     load_tile(q, a.q, s0, a.s, a.d, [&](int64_t i) { return h.query_element(i); });
     for (int64_t j0 = 0; j0 < end; j0 += TILE) {
         float scores[TILE / LANES], top = max, factor, added = 0.0f;
@@ -194,11 +136,12 @@ __global__ void __launch_bounds__(BLOCK) attention_forward_kernel(attention_args
 #pragma unroll
     for (int j = 0; j < COLUMNS; j++) {
         if (lane + LANES * j < a.d) {
-            a.out_written[h.query_element(s) + lane + LANES * j] = from_float<T>(out[j] / sum);
+            a.out_written[h.query_element(s) + lane + LANES * j] =
+                from_float<O>(sum > 0.0f ? out[j] / sum : 0.0f);
         }
     }
     if (lane == 0) {
-        a.lse_written[h.row(s)] = max + logf(sum);
+        a.lse_written[h.row(s)] = sum > 0.0f ? max + logf(sum) : -INFINITY;
     }
 }
 
@@ -209,7 +152,8 @@ __global__ void __launch_bounds__(BLOCK) attention_forward_kernel(attention_args
  *   d_q[s] = scale * sum_j d_score k[j],   d_k[j] = scale * sum_s d_score q[s]. */
 
 /* delta [B,A,S]; a warp a row. */
-template <class T> __global__ void attention_delta_kernel(attention_args<T> a)
+template <class T, class O, class D>
+__global__ void attention_delta_kernel(attention_args<T, O, D> a)
 {
     const int64_t i = (int64_t)blockIdx.x * (BLOCK / 32) + threadIdx.x / 32;
     const int64_t item = i / a.s, s = i % a.s;
@@ -218,7 +162,7 @@ template <class T> __global__ void attention_delta_kernel(attention_args<T> a)
     if (item >= a.b * a.num_heads) {
         return;
     }
-    const head<T> h(a, item / a.num_heads, item % a.num_heads);
+    const head<attention_args<T, O, D>> h(a, item / a.num_heads, item % a.num_heads);
 
     for (int64_t c = threadIdx.x % 32; c < a.d; c += 32) {
         sum += to_float(a.out[h.query_element(s) + c]) * to_float(a.d_out[h.query_element(s) + c]);
@@ -233,8 +177,8 @@ struct backward_weights {
     float p_dropped, d_score;
 };
 
-template <class T>
-__device__ inline struct backward_weights weights_of(const head<T> &h, const float *q,
+template <class ARGS>
+__device__ inline struct backward_weights weights_of(const head<ARGS> &h, const float *q,
                                                      const float *k, const float *v,
                                                      const float *d_out, int64_t s, int64_t j)
 {
@@ -249,17 +193,17 @@ __device__ inline struct backward_weights weights_of(const head<T> &h, const flo
 }
 
 /* Block: queries [s, s + TILE) of a head. Shared memory: tiles of q, d_out, k, v, weights. */
-template <class T, int COLUMNS>
-__global__ void __launch_bounds__(BLOCK) attention_d_q_kernel(attention_args<T> a)
+template <int COLUMNS, class T, class O, class D>
+__global__ void __launch_bounds__(BLOCK) attention_d_q_kernel(attention_args<T, O, D> a)
 {
     extern __shared__ float shared[];
     const int64_t pitch = a.d + 1, tile_floats = TILE * pitch, num_tiles = (a.s + TILE - 1) / TILE;
     float *q = shared, *d_out = q + tile_floats, *k = d_out + tile_floats, *v = k + tile_floats;
     float *weights = v + tile_floats;
     const int64_t s0 = blockIdx.x % num_tiles * TILE, item = blockIdx.x / num_tiles;
-    const head<T> h(a, item / a.num_heads, item % a.num_heads);
+    const head<attention_args<T, O, D>> h(a, item / a.num_heads, item % a.num_heads);
     const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-    const int64_t s = s0 + row, end = h.key_end(s0);
+    const int64_t s = s0 + row, end = h.key_end(s0, TILE);
     float d_q[COLUMNS] = {0.0f};
 
     load_tile(q, a.q, s0, a.s, a.d, [&](int64_t i) { return h.query_element(i); });
@@ -284,15 +228,15 @@ __global__ void __launch_bounds__(BLOCK) attention_d_q_kernel(attention_args<T> 
 #pragma unroll
     for (int j = 0; j < COLUMNS; j++) {
         if (s < a.s && lane + LANES * j < a.d) {
-            a.d_q[h.query_element(s) + lane + LANES * j] = from_float<T>(a.scale * d_q[j]);
+            attention_put(a, a.d_q, h.query_element(s) + lane + LANES * j, a.scale * d_q[j]);
         }
     }
 }
 
 /* Block: keys [j, j + TILE) of a group, over all its heads and the queries that see them. Keys from
  * kv_length on get zeros. Shared memory: tiles of k, v, q, d_out, two of weights. */
-template <class T, int COLUMNS>
-__global__ void __launch_bounds__(BLOCK) attention_d_kv_kernel(attention_args<T> a)
+template <int COLUMNS, class T, class O, class D>
+__global__ void __launch_bounds__(BLOCK) attention_d_kv_kernel(attention_args<T, O, D> a)
 {
     extern __shared__ float shared[];
     const int64_t pitch = a.d + 1, tile_floats = TILE * pitch;
@@ -302,14 +246,14 @@ __global__ void __launch_bounds__(BLOCK) attention_d_kv_kernel(attention_args<T>
     const int64_t j0 = blockIdx.x % num_tiles * TILE, item = blockIdx.x / num_tiles;
     const int64_t batch = item / a.num_groups, group = item % a.num_groups;
     const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-    const int64_t j = j0 + row, first = a.causal ? j0 - a.q_start : 0;
-    const head<T> any(a, batch, group * per_group);
+    const int64_t j = j0 + row, first = a.causal ? j0 + a.k_start - a.q_start : 0;
+    const head<attention_args<T, O, D>> any(a, batch, group * per_group);
     float d_k[COLUMNS] = {0.0f}, d_v[COLUMNS] = {0.0f};
 
     load_tile(k, a.k, j0, a.kv_length, a.d, [&](int64_t i) { return any.key_element(i); });
     load_tile(v, a.v, j0, a.kv_length, a.d, [&](int64_t i) { return any.key_element(i); });
     for (int64_t i = 0; i < per_group && j0 < a.kv_length; i++) {
-        const head<T> h(a, batch, group * per_group + i);
+        const head<attention_args<T, O, D>> h(a, batch, group * per_group + i);
 
         for (int64_t s0 = first > 0 ? first / TILE * TILE : 0; s0 < a.s; s0 += TILE) {
             __syncthreads();
@@ -334,82 +278,188 @@ __global__ void __launch_bounds__(BLOCK) attention_d_kv_kernel(attention_args<T>
 #pragma unroll
     for (int n = 0; n < COLUMNS; n++) {
         if (j < a.s_kv && lane + LANES * n < a.d) {
-            a.d_k[any.key_element(j) + lane + LANES * n] = from_float<T>(a.scale * d_k[n]);
-            a.d_v[any.key_element(j) + lane + LANES * n] = from_float<T>(d_v[n]);
+            attention_put(a, a.d_k, any.key_element(j) + lane + LANES * n, a.scale * d_k[n]);
+            attention_put(a, a.d_v, any.key_element(j) + lane + LANES * n, d_v[n]);
         }
     }
 }
 
-template <class T> static attention_args<T> args_of(const struct attention *op)
-{
-    attention_args<T> a = {};
+/* ---- calls ---- */
 
-    a.q = data_of<T>(op->q);
-    a.k = data_of<T>(op->k);
-    a.v = data_of<T>(op->v);
-    a.out = a.out_written = data_of<T>(op->out);
-    a.lse = a.lse_written = data_of<float>(op->lse);
-    a.document_start = data_of<int32_t>(op->document_start);
-    a.sample_id = data_of<int64_t>(op->sample_id);
-    a.dropout = op->dropout;
-    a.scale = op->scale;
-    a.causal = op->causal;
-    a.q_start = op->q_start;
-    a.kv_length = op->kv_length;
-    a.head_start = op->head_start;
-    a.num_heads_global = op->num_heads_global;
-    a.s = op->q->dim[0];
-    a.s_kv = op->k->dim[0];
-    a.b = op->q->dim[1];
-    a.num_heads = op->q->dim[2];
-    a.num_groups = op->k->dim[2];
-    a.d = op->q->dim[3];
-    CHECK(a.d <= HEAD_SIZE_MAX, "attention heads of %lld, at most %d", (long long)a.d,
-          HEAD_SIZE_MAX);
-    return a;
-}
-
-template <class T>
-static void attention_launch(struct stream *stream, void (*kernel)(attention_args<T>),
-                             const attention_args<T> &a, int64_t num_items, int64_t length,
-                             int num_tiles, int num_weights)
+template <class ARGS>
+static void attention_launch(struct stream *stream, void (*kernel)(ARGS), const ARGS &a,
+                             int64_t num_items, int64_t length, int num_tiles, int num_weights)
 {
     const size_t shared_bytes =
         ((size_t)(num_tiles * TILE) * (size_t)(a.d + 1) + (size_t)(num_weights * TILE * TILE)) * 4;
 
+    CHECK(a.d <= HEAD_SIZE_MAX, "attention heads of %lld, at most %d", (long long)a.d,
+          HEAD_SIZE_MAX);
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     (int)shared_bytes));
     LAUNCH(stream, kernel, num_items * ceil_div(length, TILE), BLOCK, shared_bytes, a);
 }
 
+/* ---- cuDNN for parts of the keys: into temporary memory, then added to the result so far ---- */
+
+/* A warp a row (b, a, s) of part [S,B,A,D] and part_lse [B,A,S]. */
+template <class O>
+__global__ void attention_merge_kernel(O *out, float *lse, const bf16 *part, const float *part_lse,
+                                       int64_t s, int64_t b, int64_t num_heads, int64_t d,
+                                       bool merge)
+{
+    const int64_t i = (int64_t)blockIdx.x * (BLOCK / 32) + threadIdx.x / 32;
+    const int64_t item = i / s, batch = item / num_heads, head = item % num_heads;
+    const int64_t first = ((i % s * b + batch) * num_heads + head) * d;
+    float old_lse, top, sum, old_factor, factor;
+
+    if (item >= b * num_heads) {
+        return;
+    }
+    old_lse = merge ? lse[i] : -INFINITY;
+    top = fmaxf(old_lse, part_lse[i]);
+    old_factor = old_lse == -INFINITY ? 0.0f : expf(old_lse - top);
+    factor = expf(part_lse[i] - top); /* cuDNN is given calls where every query sees a key */
+    sum = old_factor + factor;
+    for (int64_t c = first + threadIdx.x % 32; c < first + d; c += 32) {
+        const float old = old_factor > 0.0f ? old_factor * to_float(out[c]) : 0.0f;
+
+        out[c] = from_float<O>((old + factor * to_float(part[c])) / sum);
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+        lse[i] = top + logf(sum);
+    }
+}
+
+static struct tensor like(struct stream *stream, const struct tensor *x, enum dtype dtype)
+{
+    return tensor_allocate(stream->scratch, dtype, x->dim, x->num_dims);
+}
+
+static bool merge_by_cudnn(struct stream *stream, const struct attention *op)
+{
+    struct attention part = *op;
+    struct tensor out, lse;
+    const int64_t num_rows = op->q->dim[0] * op->q->dim[1] * op->q->dim[2];
+    const int64_t num_blocks = ceil_div(num_rows, BLOCK / 32);
+
+    part.merge = false;
+    if (!attention_is_for_cudnn(&part)) {
+        return false;
+    }
+    out = like(stream, op->out, DTYPE_BF16);
+    lse = like(stream, op->lse, DTYPE_F32);
+    part.out = &out;
+    part.lse = &lse;
+    if (!attention_forward_cudnn(stream, &part)) {
+        return false;
+    }
+    if (op->out->dtype == DTYPE_F32) {
+        LAUNCH(stream, attention_merge_kernel<float>, num_blocks, BLOCK, 0, data_of<float>(op->out),
+               data_of<float>(op->lse), data_of<bf16>(&out), data_of<float>(&lse), op->q->dim[0],
+               op->q->dim[1], op->q->dim[2], op->q->dim[3], op->merge);
+    } else {
+        LAUNCH(stream, attention_merge_kernel<bf16>, num_blocks, BLOCK, 0, data_of<bf16>(op->out),
+               data_of<float>(op->lse), data_of<bf16>(&out), data_of<float>(&lse), op->q->dim[0],
+               op->q->dim[1], op->q->dim[2], op->q->dim[3], op->merge);
+    }
+    return true;
+}
+
+static void add_to(struct stream *stream, struct tensor *sum, const struct tensor *x)
+{
+    const struct linear_combination op = {.y = sum, .x = x, .a = 1.0f, .b = 1.0f};
+
+    linear_combination_cuda(stream, &op);
+}
+
+static bool accumulate_by_cudnn(struct stream *stream, const struct attention_backward *op)
+{
+    struct attention_backward part = *op;
+    struct tensor d_q, d_k, d_v;
+
+    if (!attention_is_for_cudnn(&op->forward)) {
+        return false;
+    }
+    d_q = like(stream, op->d_q, DTYPE_BF16);
+    d_k = like(stream, op->d_k, DTYPE_BF16);
+    d_v = like(stream, op->d_v, DTYPE_BF16);
+    part.accumulate = false;
+    part.d_q = &d_q;
+    part.d_k = &d_k;
+    part.d_v = &d_v;
+    if (!attention_backward_cudnn(stream, &part)) {
+        return false;
+    }
+    add_to(stream, op->d_q, &d_q);
+    add_to(stream, op->d_k, &d_k);
+    add_to(stream, op->d_v, &d_v);
+    return true;
+}
+
+/* ---- the ops ---- */
+
+template <class T, class O> static void forward(struct stream *stream, const struct attention *op)
+{
+    const attention_args<T, O, T> a = attention_args_of<T, O, T>(op);
+
+    attention_launch(stream,
+                     a.d <= 128 ? attention_forward_kernel<16, T, O, T>
+                                : attention_forward_kernel<32, T, O, T>,
+                     a, a.b * a.num_heads, a.s, 3, 1);
+}
+
 extern "C" void attention_forward_cuda(struct stream *stream, const struct attention *op)
 {
-    WITH_ACT(op->q->dtype, {
-        const attention_args<T> a = args_of<T>(op);
+    const bool plain = !op->merge && op->out->dtype == op->q->dtype;
 
-        attention_launch<T>(
-            stream, a.d <= 128 ? attention_forward_kernel<T, 16> : attention_forward_kernel<T, 32>,
-            a, a.b * a.num_heads, a.s, 3, 1);
+    if ((plain ? attention_forward_cudnn(stream, op) : merge_by_cudnn(stream, op)) ||
+        attention_forward_mma(stream, op)) {
+        return;
+    }
+    WITH_ACT(op->q->dtype, {
+        if (op->out->dtype == op->q->dtype) {
+            forward<T, T>(stream, op);
+        } else {
+            forward<T, float>(stream, op);
+        }
     });
+}
+
+template <class T, class D>
+static void backward(struct stream *stream, const struct attention_backward *op)
+{
+    attention_args<T, T, D> a = attention_args_of<T, T, D>(&op->forward);
+    const int64_t num_rows = a.b * a.num_heads * a.s;
+    const bool narrow = a.d <= 128;
+
+    a.d_out = data_of<T>(op->d_out);
+    a.d_q = data_of<D>(op->d_q);
+    a.d_k = data_of<D>(op->d_k);
+    a.d_v = data_of<D>(op->d_v);
+    a.accumulate = op->accumulate;
+    a.delta = (float *)arena_allocate(stream->scratch, (size_t)num_rows * 4);
+    LAUNCH(stream, (attention_delta_kernel<T, T, D>), ceil_div(num_rows, BLOCK / 32), BLOCK, 0, a);
+    attention_launch(stream,
+                     narrow ? attention_d_q_kernel<16, T, T, D> : attention_d_q_kernel<32, T, T, D>,
+                     a, a.b * a.num_heads, a.s, 4, 1);
+    attention_launch(
+        stream, narrow ? attention_d_kv_kernel<16, T, T, D> : attention_d_kv_kernel<32, T, T, D>, a,
+        a.b * a.num_groups, a.s_kv, 4, 2);
 }
 
 extern "C" void attention_backward_cuda(struct stream *stream, const struct attention_backward *op)
 {
-    WITH_ACT(op->d_q->dtype, {
-        attention_args<T> a = args_of<T>(&op->forward);
-        const int64_t num_rows = a.b * a.num_heads * a.s;
-
-        a.d_out = data_of<T>(op->d_out);
-        a.d_q = data_of<T>(op->d_q);
-        a.d_k = data_of<T>(op->d_k);
-        a.d_v = data_of<T>(op->d_v);
-        a.delta = (float *)arena_allocate(stream->scratch, (size_t)num_rows * 4);
-        LAUNCH(stream, attention_delta_kernel<T>, ceil_div(num_rows, BLOCK / 32), BLOCK, 0, a);
-        attention_launch<T>(stream,
-                            a.d <= 128 ? attention_d_q_kernel<T, 16> : attention_d_q_kernel<T, 32>,
-                            a, a.b * a.num_heads, a.s, 4, 1);
-        attention_launch<T>(
-            stream, a.d <= 128 ? attention_d_kv_kernel<T, 16> : attention_d_kv_kernel<T, 32>, a,
-            a.b * a.num_groups, a.s_kv, 4, 2);
+    if ((op->accumulate ? accumulate_by_cudnn(stream, op) : attention_backward_cudnn(stream, op)) ||
+        attention_backward_mma(stream, op)) {
+        return;
+    }
+    WITH_ACT(op->forward.q->dtype, {
+        if (op->d_q->dtype == op->forward.q->dtype) {
+            backward<T, T>(stream, op);
+        } else {
+            backward<T, float>(stream, op);
+        }
     });
 }

@@ -2,30 +2,52 @@
  * packs) goes to fused kernels; everything else to plain grouped products with the activation
  * between them. Neither learns the number of rows of an expert on the host.
  *
- * Rows named by row_token are gathered into scratch first. */
+ * Rows named by row_token are gathered into scratch first, or where experts are narrow by the
+ * products that read them. */
 #include "ops/activation_cuda.cuh"
 #include "ops/grouped_matmul_cuda.cuh"
 
-enum { BLOCK = 256 };
+enum {
+    BLOCK = 256,
+    GATHER_WIDTH_MAX = 4096, /* of an expert whose products gather */
+};
 
-/* The rows themselves, or a gathered copy of the tokens that row_token names. */
-static struct tensor rows_of(struct stream *stream, const struct tensor *x,
-                             const struct tensor *row_token, const struct tensor *offsets)
+/* Rows of an operand: those of x, or where row_token is given, the tokens of x that it names. */
+struct operand {
+    struct tensor x;
+    const struct tensor *row_token;
+};
+
+/* The same operand without row_token, copied where needed. */
+static struct operand gathered(struct stream *stream, struct operand operand,
+                               const struct tensor *offsets)
 {
     struct row_gather gather = {};
-    struct tensor rows = *x;
+    struct operand rows = {operand.x, NULL};
 
-    if (row_token == NULL) {
-        return rows;
+    if (operand.row_token == NULL) {
+        return operand;
     }
-    rows.dim[0] = row_token->dim[0];
-    rows = tensor_allocate(stream->scratch, x->dtype, rows.dim, 2);
-    gather.y = &rows;
-    gather.x = x;
-    gather.index = row_token;
+    rows.x.dim[0] = operand.row_token->dim[0];
+    rows.x = tensor_allocate(stream->scratch, rows.x.dtype, rows.x.dim, 2);
+    gather.y = &rows.x;
+    gather.x = &operand.x;
+    gather.index = operand.row_token;
     gather.offsets = offsets;
     row_gather_cuda(stream, &gather);
     return rows;
+}
+
+/* A gather in a product costs a few percent of the product, whose time grows with the experts'
+ * width; a copy costs the same at any width. */
+static bool gathers_in_products(const struct experts_forward *op)
+{
+#ifdef CADRE_TUNE
+    if (getenv("CADRE_GATHER") != NULL) {
+        return getenv("CADRE_GATHER")[0] == '1';
+    }
+#endif
+    return op->fc2->dim[2] <= GATHER_WIDTH_MAX;
 }
 
 static struct tensor scratch_tensor(struct stream *stream, enum dtype dtype, int64_t rows,
@@ -39,7 +61,7 @@ static struct tensor scratch_tensor(struct stream *stream, enum dtype dtype, int
 static bool is_for_matrix_units(const struct experts_forward *op)
 {
     return op->x->dtype == DTYPE_BF16 && op->activation == ACTIVATION_SWIGLU &&
-           op->fc1_bias == NULL && op->fc2_bias == NULL && op->fc1->dim[0] <= 1024 &&
+           op->fc1_bias == NULL && op->fc2_bias == NULL && op->fc1->dim[0] <= HOPPER_EXPERTS_MAX &&
            op->fc1->dim[2] % 8 == 0 && op->fc2->dim[2] % 8 == 0 &&
            packable(8, {op->x, op->fc1, op->fc2, op->pre_activation, op->y});
 }
@@ -269,24 +291,61 @@ static void plain_activation_backward(struct stream *stream, const struct expert
     });
 }
 
-extern "C" void experts_forward_cuda(struct stream *stream, const struct experts_forward *op)
+static void hopper_forward(struct stream *stream, const struct experts_forward *op,
+                           const struct operand *x)
 {
-    const struct tensor x = rows_of(stream, op->x, op->row_token, op->offsets);
-
-    if (op->pre_activation->dim[0] == 0) {
-        return;
-    }
-    if (!is_for_matrix_units(op)) {
-        plain_forward(stream, op, &x);
-        return;
-    }
-
-    struct tensor a = scratch_tensor(stream, DTYPE_BF16, x.dim[0], op->fc2->dim[2]);
-    const struct hopper_fc1 fc1 = {op->pre_activation, &a, &x, op->fc1, op->offsets, op->row_prob};
+    struct tensor a = scratch_tensor(stream, DTYPE_BF16, op->y->dim[0], op->fc2->dim[2]);
+    const struct hopper_fc1 fc1 = {op->pre_activation, &a,          &x->x, x->row_token, op->fc1,
+                                   op->offsets,        op->row_prob};
     const struct grouped_rows fc2 = {op->y, &a, op->fc2, op->offsets, false, NULL, NULL};
 
     hopper_fc1(stream, &fc1);
     hopper_rows_matmul(stream, &fc2);
+}
+
+extern "C" void experts_forward_cuda(struct stream *stream, const struct experts_forward *op)
+{
+    const bool matrix_units = is_for_matrix_units(op);
+    struct operand x = {*op->x, op->row_token};
+
+    if (op->pre_activation->dim[0] == 0) {
+        return;
+    }
+    if (!matrix_units || !gathers_in_products(op)) {
+        x = gathered(stream, x, op->offsets);
+    }
+    if (matrix_units) {
+        hopper_forward(stream, op, &x);
+    } else {
+        plain_forward(stream, op, &x.x);
+    }
+}
+
+static void hopper_backward(struct stream *stream, const struct experts_backward *op,
+                            struct tensor *d_h, struct tensor *a, const struct operand *x,
+                            const struct operand *d_y)
+{
+    const struct experts_forward *forward = &op->forward;
+    const struct hopper_d_fc2 through = {d_h,
+                                         a,
+                                         op->d_row_prob,
+                                         &d_y->x,
+                                         d_y->row_token,
+                                         forward->fc2,
+                                         forward->pre_activation,
+                                         forward->offsets,
+                                         forward->row_prob};
+    const struct hopper_weights d_fc2 = {op->d_fc2, &d_y->x,          d_y->row_token,
+                                         a,         forward->offsets, false};
+    const struct hopper_weights d_fc1 = {op->d_fc1,        &x->x, x->row_token, d_h,
+                                         forward->offsets, true};
+    const struct grouped_rows d_x = {op->d_x, d_h,  forward->fc1, forward->offsets,
+                                     true,    NULL, NULL};
+
+    hopper_d_fc2(stream, &through);
+    hopper_weights_matmul(stream, &d_fc2);
+    hopper_weights_matmul(stream, &d_fc1);
+    hopper_rows_matmul(stream, &d_x);
 }
 
 extern "C" void experts_backward_cuda(struct stream *stream, const struct experts_backward *op)
@@ -298,35 +357,29 @@ extern "C" void experts_backward_cuda(struct stream *stream, const struct expert
         return;
     }
 
-    const bool matrix_units = is_for_matrix_units(forward) && packable(8, {op->d_y, op->d_x});
-    const struct tensor x = rows_of(stream, forward->x, forward->row_token, forward->offsets);
-    const struct tensor d_y = rows_of(stream, op->d_y, op->d_y_row_token, forward->offsets);
-    struct tensor d_h = scratch_tensor(stream, x.dtype, num_rows, forward->fc1->dim[1]);
-    struct tensor a = scratch_tensor(stream, x.dtype, num_rows, forward->fc2->dim[2]);
-    const struct grouped_weights d_fc2 = {op->d_fc2, &d_y, &a, forward->offsets};
-    const struct grouped_weights d_fc1 = {op->d_fc1, &d_h, &x, forward->offsets};
+    const bool matrix_units =
+        is_for_matrix_units(forward) && packable(8, {op->d_y, op->d_x, op->d_fc1, op->d_fc2});
+    struct operand x = {*forward->x, forward->row_token}, d_y = {*op->d_y, op->d_y_row_token};
+    struct tensor d_h = scratch_tensor(stream, x.x.dtype, num_rows, forward->fc1->dim[1]);
+    struct tensor a = scratch_tensor(stream, x.x.dtype, num_rows, forward->fc2->dim[2]);
+
+    if (!matrix_units || !gathers_in_products(forward)) {
+        x = gathered(stream, x, forward->offsets);
+        d_y = gathered(stream, d_y, forward->offsets);
+    }
+    if (matrix_units) {
+        hopper_backward(stream, op, &d_h, &a, &x, &d_y);
+        return;
+    }
+
+    const struct grouped_weights d_fc2 = {op->d_fc2, &d_y.x, &a, forward->offsets};
+    const struct grouped_weights d_fc1 = {op->d_fc1, &d_h, &x.x, forward->offsets};
     const struct grouped_rows d_x = {op->d_x, &d_h, forward->fc1, forward->offsets,
                                      true,    NULL, NULL};
 
-    if (matrix_units) {
-        const struct hopper_d_fc2 through = {&d_h,
-                                             &a,
-                                             op->d_row_prob,
-                                             &d_y,
-                                             forward->fc2,
-                                             forward->pre_activation,
-                                             forward->offsets,
-                                             forward->row_prob};
-
-        hopper_d_fc2(stream, &through);
-        hopper_weights_matmul(stream, &d_fc2);
-        hopper_weights_matmul(stream, &d_fc1);
-        hopper_rows_matmul(stream, &d_x);
-        return;
-    }
-    plain_activation_backward(stream, op, &d_h, &a, &d_y);
+    plain_activation_backward(stream, op, &d_h, &a, &d_y.x);
     grouped_weights_matmul(stream, &d_fc2);
     grouped_weights_matmul(stream, &d_fc1);
     grouped_rows_matmul(stream, &d_x);
-    bias_backward(stream, op, &d_h, &d_y);
+    bias_backward(stream, op, &d_h, &d_y.x);
 }

@@ -3,18 +3,19 @@
  * F32 runs in full precision (no TF32). The algorithm that the library's heuristic proposes first
  * is kept for each shape, which also keeps the bits of a result the same from step to step. */
 #ifdef CADRE_CUDA
-#include <cublasLt.h>
 #include <cuda_runtime_api.h>
 #include <string.h>
 
 #include "base/check.h"
+#include "ops/libraries_cuda.h"
 #include "ops/ops_cuda.h"
 
+/* CUBLAS_CHECK(cublasLtFunction(arguments)) calls the loaded library's function. */
 #define CUBLAS_CHECK(call)                                                                         \
     do {                                                                                           \
-        const cublasStatus_t status_ = (call);                                                     \
+        const cublasStatus_t status_ = cache.library->call;                                        \
         CHECK(status_ == CUBLAS_STATUS_SUCCESS, "%s: %s", #call,                                   \
-              cublasLtGetStatusString(status_));                                                   \
+              cache.library->cublasLtGetStatusString(status_));                                    \
     } while (0)
 
 enum { CACHE_SIZE = 4096 }; /* shapes; a power of two */
@@ -30,6 +31,7 @@ struct shape {
 };
 
 static struct {
+    const struct cublaslt_library *library;
     cublasLtHandle_t handle;
     struct {
         struct shape shape;
@@ -78,8 +80,9 @@ static struct shape shape_of(const struct matmul *args)
 
 static void layout_init(cublasLtMatrixLayoutOpaque_t *layout, const struct tensor *x)
 {
-    CUBLAS_CHECK(cublasLtMatrixLayoutInit(layout, data_type(x->dtype), (uint64_t)x->dim[1],
-                                          (uint64_t)x->dim[0], x->dim[1]));
+    CUBLAS_CHECK(cublasLtMatrixLayoutInit_internal(layout, sizeof *layout, data_type(x->dtype),
+                                                   (uint64_t)x->dim[1], (uint64_t)x->dim[0],
+                                                   x->dim[1]));
 }
 
 static void set_operation(struct product *product, cublasLtMatmulDescAttributes_t attribute,
@@ -94,7 +97,8 @@ static void product_init(struct product *product, const struct matmul *args, con
     const cublasOperation_t right = args->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
 
     product->shape = shape_of(args);
-    CUBLAS_CHECK(cublasLtMatmulDescInit(&product->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CUBLAS_CHECK(cublasLtMatmulDescInit_internal(&product->operation, sizeof product->operation,
+                                                 CUBLAS_COMPUTE_32F, CUDA_R_32F));
     set_operation(product, CUBLASLT_MATMUL_DESC_TRANSA, &left, sizeof left);
     set_operation(product, CUBLASLT_MATMUL_DESC_TRANSB, &right, sizeof right);
     if (bias != NULL) {
@@ -122,7 +126,7 @@ static cublasLtMatmulAlgo_t choose_algorithm(struct product *product)
     cublasLtMatmulHeuristicResult_t result;
     int num_results = 0;
 
-    CUBLAS_CHECK(cublasLtMatmulPreferenceInit(&preference));
+    CUBLAS_CHECK(cublasLtMatmulPreferenceInit_internal(&preference, sizeof preference));
     CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(
         &preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace));
     set_preference(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
@@ -181,6 +185,8 @@ static void matmul_run(struct stream *stream, const struct matmul *args, const v
     cublasLtMatmulAlgo_t algorithm;
 
     if (cache.handle == NULL) {
+        cache.library = cublaslt_library();
+        CHECK(cache.library != NULL, "%s", error_text());
         CUBLAS_CHECK(cublasLtCreate(&cache.handle));
     }
     product_init(&product, args, bias);

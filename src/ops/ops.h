@@ -97,30 +97,40 @@ struct dropout_rule {
     struct rng_key key;
 };
 
-/* out[s,b,a,:] = sum_j softmax_j(scale q.k_j) v_j over keys j of sequence b with
- *   document_start[s,b] <= j <= q_start + s (causal), or all j < kv_length.
+/* out[s,b,a,:] = sum_j softmax_j(scale q.k_j) v_j over keys j < kv_length of sequence b; with
+ * causal only those with
+ *   document_start[s,b] <= k_start + j <= q_start + s,
+ * which are positions in the sequence: query s is at q_start + s, key j at k_start + j.
+ *
  * q, out [S,B,A,D] act; k, v [Skv,B,G,D] act of which the first kv_length rows count; head a uses
  * group a / (A/G). lse [B,A,S] f32: log of the softmax denominator (with the maximum), for
  * backward. Dropout on the probabilities: row = (sample_id[b]*A_global + head_start + a) * 2^24 +
- * q_start + s, index = j. */
+ * q_start + s, index = k_start + j. A query that sees no key gets out 0, lse -inf.
+ *
+ * A softmax over keys that come in parts (context parallelism): a call for each part, all but the
+ * first with merge. out, which may be f32 then and later be rounded once, and lse hold the result
+ * over the parts so far. Only calls with merge may have queries past the last key. */
 struct attention {
     float scale;
     bool causal;
-    int64_t q_start, kv_length;
+    int64_t q_start, k_start, kv_length;
     const struct tensor *q, *k, *v;
     struct tensor *out, *lse;
     const struct tensor *document_start; /* optional, [S*B] */
     struct dropout_rule dropout;
     const struct tensor *sample_id; /* with dropout: [B] I64 */
     int64_t head_start, num_heads_global;
+    bool merge; /* into out and lse, whose memory holds the result over other keys */
 };
 
 /* Inputs as in forward, out and lse its results; writes d_q, d_k, d_v in the shapes of q, k, v (k,
- * v rows >= kv_length are zeroed). */
+ * v rows >= kv_length are zeroed). With accumulate they are f32 and added to; out and lse are the
+ * results over all keys, of which k and v are a part. */
 struct attention_backward {
     struct attention forward;
     const struct tensor *d_out;
     struct tensor *d_q, *d_k, *d_v;
+    bool accumulate;
 };
 
 enum activation_kind { ACTIVATION_SWIGLU, ACTIVATION_GELU, ACTIVATION_SQUARED_RELU };
@@ -469,6 +479,8 @@ void op_fill_zero(struct stream *stream, struct tensor *x);
 
 const struct ops *ops_cpu(void);
 const struct ops *ops_null(void); /* checks arguments and does nothing: for DEVICE_NULL */
+/* Those that compute on this device; NULL with an error where a library of theirs is missing. */
+const struct ops *ops_for(const struct device *device);
 
 /* CPU threads of the ops and of the matrix library; 0 takes all cores. */
 void ops_cpu_set_num_threads(int num_threads);

@@ -134,29 +134,25 @@ void check_qkv_split_backward(const struct qkv_split *a)
     check_qkv_split(a);
 }
 
-void check_attention_forward(const struct attention *a)
+/* Of a part of the keys the queries may be past the last. */
+static void check_attention_inputs(const struct attention *a, bool is_part)
 {
-    int64_t s, b, num_heads, num_groups, d;
+    const int64_t s = a->q->dim[0], b = a->q->dim[1], num_heads = a->q->dim[2], d = a->q->dim[3];
+    const int64_t num_groups = a->k->dim[2];
 
-    EXPECT_DIMS(a->q, 4);
-    EXPECT_DIMS(a->k, 4);
-    s = a->q->dim[0];
-    b = a->q->dim[1];
-    num_heads = a->q->dim[2];
-    d = a->q->dim[3];
-    num_groups = a->k->dim[2];
     CHECK(num_groups > 0 && num_heads % num_groups == 0, "%lld heads in %lld groups",
           (long long)num_heads, (long long)num_groups);
     EXPECT(a->k, a->q->dtype, a->k->dim[0], b, num_groups, d);
     EXPECT(a->v, a->q->dtype, a->k->dim[0], b, num_groups, d);
-    EXPECT(a->out, a->q->dtype, s, b, num_heads, d);
     EXPECT(a->lse, DTYPE_F32, b, num_heads, s);
     EXPECT_OPTIONAL(a->document_start, DTYPE_I32, s * b);
     CHECK(a->causal || a->document_start == NULL, "documents need causal attention");
-    CHECK(a->q_start >= 0 && a->kv_length <= a->k->dim[0], "q_start %lld, kv_length %lld of %s",
-          (long long)a->q_start, (long long)a->kv_length, tensor_describe(a->k));
-    CHECK(!a->causal || a->q_start + s <= a->kv_length, "queries to %lld, keys to %lld",
-          (long long)(a->q_start + s), (long long)a->kv_length);
+    CHECK(a->q_start >= 0 && a->k_start >= 0 && a->kv_length <= a->k->dim[0],
+          "q_start %lld, k_start %lld, kv_length %lld of %s", (long long)a->q_start,
+          (long long)a->k_start, (long long)a->kv_length, tensor_describe(a->k));
+    CHECK(!a->causal || is_part || a->q_start + s <= a->k_start + a->kv_length,
+          "queries to %lld, keys to %lld", (long long)(a->q_start + s),
+          (long long)(a->k_start + a->kv_length));
     CHECK(a->kv_length > 0 || s == 0, "no keys");
     expect_probability(__func__, a->dropout.p);
     if (a->dropout.p > 0.0f) {
@@ -167,15 +163,30 @@ void check_attention_forward(const struct attention *a)
     }
 }
 
+void check_attention_forward(const struct attention *a)
+{
+    EXPECT_DIMS(a->q, 4);
+    EXPECT_DIMS(a->k, 4);
+    EXPECT_DIMS(a->out, 4);
+    EXPECT(a->out, a->out->dtype == DTYPE_F32 ? DTYPE_F32 : a->q->dtype, a->q->dim[0], a->q->dim[1],
+           a->q->dim[2], a->q->dim[3]);
+    check_attention_inputs(a, a->merge);
+}
+
 void check_attention_backward(const struct attention_backward *a)
 {
     const struct tensor *q = a->forward.q, *k = a->forward.k;
+    enum dtype dtype;
 
-    check_attention_forward(&a->forward);
+    EXPECT_DIMS(q, 4);
+    EXPECT_DIMS(k, 4);
+    EXPECT(a->forward.out, q->dtype, q->dim[0], q->dim[1], q->dim[2], q->dim[3]);
+    check_attention_inputs(&a->forward, a->accumulate);
+    dtype = a->accumulate ? DTYPE_F32 : q->dtype;
     EXPECT(a->d_out, q->dtype, q->dim[0], q->dim[1], q->dim[2], q->dim[3]);
-    EXPECT(a->d_q, q->dtype, q->dim[0], q->dim[1], q->dim[2], q->dim[3]);
-    EXPECT(a->d_k, q->dtype, k->dim[0], k->dim[1], k->dim[2], k->dim[3]);
-    EXPECT(a->d_v, q->dtype, k->dim[0], k->dim[1], k->dim[2], k->dim[3]);
+    EXPECT(a->d_q, dtype, q->dim[0], q->dim[1], q->dim[2], q->dim[3]);
+    EXPECT(a->d_k, dtype, k->dim[0], k->dim[1], k->dim[2], k->dim[3]);
+    EXPECT(a->d_v, dtype, k->dim[0], k->dim[1], k->dim[2], k->dim[3]);
 }
 
 static int64_t activation_width(enum activation_kind kind, int64_t f)

@@ -2,8 +2,9 @@
 #include "ops/ops_cuda.h"
 
 #include "base/check.h"
-
 #ifdef CADRE_CUDA
+#include "ops/libraries_cuda.h"
+
 const struct ops *ops_cuda(void)
 {
 #define OPS_CUDA_ENTRY(name, args) .name = name##_cuda,
@@ -12,7 +13,7 @@ const struct ops *ops_cuda(void)
         OPS_LIST(OPS_CUDA_ENTRY).fill_zero = fill_zero_cuda,
     };
 #undef OPS_CUDA_ENTRY
-    return &table;
+    return cublaslt_library() != NULL ? &table : NULL;
 }
 #else
 const struct ops *ops_cuda(void)

@@ -6,7 +6,7 @@
 
 #include "ops/ops.h"
 
-/* The table, or NULL with an error in a build without CUDA. */
+/* The table, or NULL with an error in a build without CUDA or where cuBLASLt is not installed. */
 const struct ops *ops_cuda(void);
 
 #define OPS_CUDA_DECLARE(name, args)                                                               \

@@ -4,86 +4,168 @@
 
 #include "base/check.h"
 #include "ops/ops.h"
+#include "optim/param_gather.h"
 
-/* Neighbours in the buffers that share their facts become one range; paddings (zeros) come along.
- */
-static void build_ranges(struct optimizer *optimizer)
+/* ---- what this rank owns ---- */
+
+static void add_shard(struct optimizer *optimizer, const struct param *param, int64_t begin,
+                      int64_t end, int64_t state_start)
+{
+    optimizer->shards[optimizer->num_shards++] =
+        (struct optimizer_shard){.param = param,
+                                 .first = begin - param->start,
+                                 .count = end - begin,
+                                 .state_start = state_start};
+}
+
+static int64_t max(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+static int64_t min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* The parameters that have elements in the owned part of a bucket, in the order of the buffers. */
+static void add_bucket_shards(struct optimizer *optimizer, const struct grad_bucket *bucket)
+{
+    for (int i = bucket->begin; i < bucket->end; i++) {
+        const struct param *param = optimizer->params->params[optimizer->buckets->order[i]];
+        const int64_t begin = max(param->start, bucket->own_start);
+        const int64_t end = min(param->start + box_num_elements(&param->box),
+                                bucket->own_start + bucket->own_count);
+
+        if (begin < end) {
+            add_shard(optimizer, param, begin, end,
+                      optimizer->num_owned + begin - bucket->own_start);
+        }
+    }
+    optimizer->num_owned += bucket->own_count;
+}
+
+static void build_shards(struct optimizer *optimizer)
 {
     const struct param_list *params = optimizer->params;
+    const struct grad_buckets *buckets = optimizer->buckets;
 
-    optimizer->ranges = calloc((size_t)params->num_params + 1, sizeof *optimizer->ranges);
-    CHECK(optimizer->ranges != NULL, "out of memory");
-    for (int i = 0; i < params->num_params; i++) {
+    for (int i = 0; buckets != NULL && i < buckets->num_buckets; i++) {
+        add_bucket_shards(optimizer, &buckets->buckets[i]);
+    }
+    for (int i = 0; buckets == NULL && i < params->num_params; i++) {
         const struct param *param = params->params[i];
-        const int64_t end =
-            i + 1 < params->num_params ? params->params[i + 1]->start : params->num_elements;
-        struct optimizer_range *last = &optimizer->ranges[optimizer->num_ranges - 1];
 
-        if (optimizer->num_ranges > 0 && last->weight_decay == param->weight_decay &&
-            last->decoupled_lr == param->decoupled_lr) {
-            last->count = end - last->start;
-            continue;
-        }
-        optimizer->ranges[optimizer->num_ranges++] =
-            (struct optimizer_range){.start = param->start,
-                                     .count = end - param->start,
-                                     .weight_decay = param->weight_decay,
-                                     .decoupled_lr = param->decoupled_lr};
+        add_shard(optimizer, param, param->start, param->start + box_num_elements(&param->box),
+                  param->start);
+    }
+    if (buckets == NULL) {
+        optimizer->num_owned = params->num_elements;
     }
 }
 
-static struct tensor new_state(const struct param_list *params, struct stream *stream,
+/* Shards that follow each other, in the buffers and in the states, and share their facts become one
+ * range; the paddings between them (zeros) come along. */
+static void build_ranges(struct optimizer *optimizer)
+{
+    for (int i = 0; i < optimizer->num_shards; i++) {
+        const struct optimizer_shard *shard = &optimizer->shards[i];
+        const struct param *param = shard->param;
+        const struct optimizer_range range = {.start = param->start + shard->first,
+                                              .count = shard->count,
+                                              .state_start = shard->state_start,
+                                              .weight_decay = param->weight_decay,
+                                              .decoupled_lr = param->decoupled_lr};
+        struct optimizer_range *last = &optimizer->ranges[optimizer->num_ranges - 1];
+
+        if (optimizer->num_ranges > 0 && last->weight_decay == range.weight_decay &&
+            last->decoupled_lr == range.decoupled_lr &&
+            last->start - last->state_start == range.start - range.state_start) {
+            last->count = range.start + range.count - last->start;
+        } else {
+            optimizer->ranges[optimizer->num_ranges++] = range;
+        }
+    }
+}
+
+static struct tensor new_state(const struct optimizer *optimizer, struct stream *stream,
                                struct arena *run)
 {
-    struct tensor state = tensor_new(run, DTYPE_F32, params->num_elements);
+    struct tensor state = tensor_new(run, DTYPE_F32, optimizer->num_owned);
 
     op_fill_zero(stream, &state);
     return state;
 }
 
 void optimizer_init(struct optimizer *optimizer, const struct optimizer_config *config,
-                    const struct param_list *params, struct stream *stream, struct arena *run)
+                    const struct param_list *params, struct grad_buckets *buckets,
+                    struct stream *stream, struct arena *run)
 {
-    *optimizer = (struct optimizer){.config = *config, .params = params};
+    const size_t count = (size_t)params->num_params + 1;
+
+    *optimizer = (struct optimizer){.config = *config,
+                                    .params = params,
+                                    .buckets = buckets,
+                                    .shards = calloc(count, sizeof *optimizer->shards),
+                                    .ranges = calloc(count, sizeof *optimizer->ranges)};
+    CHECK(optimizer->shards != NULL && optimizer->ranges != NULL, "out of memory");
+    build_shards(optimizer);
     build_ranges(optimizer);
-    optimizer->master = params->values;
     if (params->values.dtype != DTYPE_F32) {
-        optimizer->master = new_state(params, stream, run);
+        optimizer->master = new_state(optimizer, stream, run);
     }
     if (config->kind == OPTIMIZER_ADAM) {
-        optimizer->exp_avg = new_state(params, stream, run);
-        optimizer->exp_avg_sq = new_state(params, stream, run);
+        optimizer->exp_avg = new_state(optimizer, stream, run);
+        optimizer->exp_avg_sq = new_state(optimizer, stream, run);
     } else if (config->momentum != 0.0f) {
-        optimizer->exp_avg = new_state(params, stream, run);
+        optimizer->exp_avg = new_state(optimizer, stream, run);
     }
 }
 
 void optimizer_free(struct optimizer *optimizer)
 {
+    free(optimizer->shards);
     free(optimizer->ranges);
+    optimizer->shards = NULL;
     optimizer->ranges = NULL;
 }
 
-static void convert(struct stream *stream, struct tensor *to, const struct tensor *from)
-{
-    if (to->data != from->data) {
-        op_linear_combination(stream, &(struct linear_combination){.y = to, .x = from, .a = 1.0f});
-    }
-}
+/* ---- steps ---- */
 
-void optimizer_reset_masters(struct optimizer *optimizer, struct stream *stream)
-{
-    convert(stream, &optimizer->master, &optimizer->params->values);
-}
-
-/* A range of every buffer. */
+/* A range of every buffer and state. */
 struct range_tensors {
     struct tensor param, master, exp_avg, exp_avg_sq, grad;
 };
 
-static struct tensor range_of(const struct tensor *buffer, const struct optimizer_range *range)
+static struct tensor range_of(const struct tensor *state, const struct optimizer_range *range)
 {
-    return buffer->data != NULL ? tensor_rows(buffer, range->start, range->count) : *buffer;
+    return state->data != NULL ? tensor_rows(state, range->state_start, range->count) : *state;
+}
+
+static struct range_tensors range_tensors(const struct optimizer *optimizer,
+                                          const struct optimizer_range *range)
+{
+    const struct param_list *params = optimizer->params;
+    struct range_tensors r = {.param = tensor_rows(&params->values, range->start, range->count),
+                              .master = range_of(&optimizer->master, range),
+                              .exp_avg = range_of(&optimizer->exp_avg, range),
+                              .exp_avg_sq = range_of(&optimizer->exp_avg_sq, range),
+                              .grad = tensor_rows(&params->grads, range->start, range->count)};
+
+    if (optimizer->master.data == NULL) {
+        r.master = r.param;
+    }
+    return r;
+}
+
+void optimizer_reset_masters(struct optimizer *optimizer, struct stream *stream)
+{
+    for (int i = 0; i < optimizer->num_ranges && optimizer->master.data != NULL; i++) {
+        struct range_tensors r = range_tensors(optimizer, &optimizer->ranges[i]);
+
+        op_linear_combination(
+            stream, &(struct linear_combination){.y = &r.master, .x = &r.param, .a = 1.0f});
+    }
 }
 
 static void step_range(struct optimizer *optimizer, struct stream *stream,
@@ -91,11 +173,7 @@ static void step_range(struct optimizer *optimizer, struct stream *stream,
                        const struct tensor *grad_scale)
 {
     const struct optimizer_config *config = &optimizer->config;
-    struct range_tensors r = {.param = range_of(&optimizer->params->values, range),
-                              .master = range_of(&optimizer->master, range),
-                              .exp_avg = range_of(&optimizer->exp_avg, range),
-                              .exp_avg_sq = range_of(&optimizer->exp_avg_sq, range),
-                              .grad = range_of(&optimizer->params->grads, range)};
+    struct range_tensors r = range_tensors(optimizer, range);
 
     if (config->kind == OPTIMIZER_ADAM) {
         op_adam_step(stream, &(struct adam_step){.param = &r.param,
@@ -127,6 +205,9 @@ static void step_range(struct optimizer *optimizer, struct stream *stream,
 void optimizer_step(struct optimizer *optimizer, struct stream *stream,
                     const struct optimizer_rates *rates, const struct tensor *grad_scale)
 {
+    if (optimizer->buckets != NULL) {
+        param_gather_finish(optimizer->buckets); /* nothing, where all parameters were used */
+    }
     optimizer->num_steps++;
     for (int i = 0; i < optimizer->num_ranges; i++) {
         const struct optimizer_range *range = &optimizer->ranges[i];
@@ -140,7 +221,7 @@ int optimizer_states(struct optimizer *optimizer, struct optimizer_state *states
 {
     int count = 0;
 
-    if (optimizer->master.data != optimizer->params->values.data) {
+    if (optimizer->master.data != NULL) {
         states[count++] = (struct optimizer_state){"param", &optimizer->master};
     }
     if (optimizer->exp_avg.data != NULL) {
@@ -152,9 +233,7 @@ int optimizer_states(struct optimizer *optimizer, struct optimizer_state *states
     return count;
 }
 
-struct tensor optimizer_state_of(const struct tensor *state, const struct param *param)
+struct tensor optimizer_state_of(const struct tensor *state, const struct optimizer_shard *shard)
 {
-    const struct tensor part = tensor_rows(state, param->start, box_num_elements(&param->box));
-
-    return tensor_reshape(&part, param->box.size, param->num_dims);
+    return tensor_rows(state, shard->state_start, shard->count);
 }

@@ -25,6 +25,7 @@ static const struct group_row rows[] = {
     GROUP(cp, "cp", RANK_CP),
     GROUP(dp, "dp", RANK_DP),
     GROUP(pp, "pp", RANK_PP),
+    GROUP(pp_backward, "pp-backward", RANK_PP),
     GROUP(etp, "etp", RANK_ETP),
     GROUP(ep, "ep", RANK_EP),
     GROUP(edp, "edp", RANK_EDP),
@@ -102,12 +103,14 @@ void groups_destroy(struct groups *groups)
     memset(groups, 0, sizeof *groups);
 }
 
-void groups_print_counters(const struct groups *groups, FILE *out)
+int groups_num_comms(void)
 {
-    for (int number = 0; number < NUM_GROUPS; number++) {
-        comm_counters_print(*(struct comm *const *)((const char *)groups + rows[number].offset),
-                            out);
-    }
+    return NUM_GROUPS;
+}
+
+const struct comm *groups_comm(const struct groups *groups, int number)
+{
+    return *(struct comm *const *)((const char *)groups + rows[number].offset);
 }
 
 void groups_reset_counters(struct groups *groups)

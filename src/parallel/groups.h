@@ -12,6 +12,7 @@
 
 struct groups {
     struct comm *tp, *cp, *dp, *pp;
+    struct comm *pp_backward; /* the ranks of pp again, for gradients (pipeline/executor.h) */
     struct comm *etp, *ep, *edp;
     struct comm *etp_ep;    /* the ranks that own all experts together: the allgather dispatcher */
     struct comm *tp_cp;     /* the ranks that share a sequence: balancing losses */
@@ -21,6 +22,7 @@ struct groups {
     struct comm *embedding; /* first and last stage, for tied embeddings; one rank on the others */
     struct comm *world;
     bool sequence_parallel; /* activations between TP regions are cut along the tokens */
+    bool tp_comm_overlap;   /* --tp-comm-overlap: set by the caller after groups_create */
 };
 
 /* Every group has this one rank. */
@@ -30,8 +32,9 @@ void groups_create(struct groups *groups, const struct rank_grid *grid, int rank
                    bool sequence_parallel);
 void groups_destroy(struct groups *groups);
 
-/* Bytes and calls since the last reset, a line per group and kind (--log-comm). */
-void groups_print_counters(const struct groups *groups, FILE *out);
+/* For what looks at every group, such as their counters (--log-comm). */
+int groups_num_comms(void);
+const struct comm *groups_comm(const struct groups *groups, int number);
 void groups_reset_counters(struct groups *groups);
 
 #endif

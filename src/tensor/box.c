@@ -27,6 +27,53 @@ struct box box_part(const struct box *box, int dim, int index, int count)
     return part;
 }
 
+/* The longest part that starts at element `first` and takes at most count elements: whole blocks
+ * (all elements of the dims inside `dim`) along the outermost dim where a block begins at `first`
+ * and fits. So a run climbs to the outermost dim it can fill, and comes down again: no dim but the
+ * outermost is used more than twice. */
+static struct box longest_part(const struct box *box, int64_t first, int64_t count)
+{
+    struct box part = *box;
+    int64_t block = 1, row = 1; /* elements of a block of dim; of all of dim */
+    int dim = box->num_dims;
+
+    while (dim > 0) {
+        dim--;
+        block = row;
+        row *= box->size[dim];
+        if (first % row != 0 || row > count) {
+            break;
+        }
+    }
+    for (int i = dim; i >= 0 && box->num_dims > 0; i--) {
+        const int64_t index = first / block % box->size[i];
+
+        part.offset[i] += index;
+        part.size[i] = 1;
+        if (i == dim) {
+            part.size[i] = box->size[i] - index;
+            part.size[i] = part.size[i] < count / block ? part.size[i] : count / block;
+        }
+        block *= box->size[i];
+    }
+    return part;
+}
+
+int box_from_run(const struct box *box, int64_t first, int64_t count,
+                 struct box parts[BOX_RUN_PARTS_MAX])
+{
+    const int64_t end = first + count;
+    int num_parts = 0;
+
+    CHECK(first >= 0 && count >= 0 && end <= box_num_elements(box), "elements %lld + %lld of %lld",
+          (long long)first, (long long)count, (long long)box_num_elements(box));
+    while (first < end) {
+        parts[num_parts] = longest_part(box, first, end - first);
+        first += box_num_elements(&parts[num_parts++]);
+    }
+    return num_parts;
+}
+
 int64_t box_num_elements(const struct box *box)
 {
     int64_t count;

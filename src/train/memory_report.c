@@ -1,21 +1,43 @@
 #include "train/memory_report.h"
 
+#include "base/check.h"
 #include "base/log.h"
 #include "ops/ops.h"
 #include "optim/grad_norm.h"
+#include "optim/param_gather.h"
 #include "train/trainer.h"
+#include "train/walk.h"
 
-static void run_one_step(struct trainer *trainer)
+/* A step of the first few microbatches reaches every peak: the pipeline is full. */
+static int64_t microbatches_to_fill(const struct trainer *trainer)
+{
+    const int64_t all = trainer_num_microbatches(trainer);
+    const int64_t group = trainer->num_chunks > 1
+                              ? trainer->options->microbatch_group_size_per_virtual_pipeline_stage
+                              : 0;
+    const int64_t enough = 2 * (group > 0 ? group : trainer->groups.pp->size);
+
+    return all < enough || trainer->num_chunks > 1 ? all : enough;
+}
+
+static int run_one_step(struct trainer *trainer)
 {
     const struct optimizer_rates rates = trainer_rates(trainer);
-    const struct pass pass = trainer_pass(trainer, true, 1.0f);
+    struct batch_walk walk = {.trainer = trainer,
+                              .num_microbatches = microbatches_to_fill(trainer),
+                              .training = true};
 
-    transformer_stage_forward(&trainer->stage, &pass, &trainer->batch.loss, &trainer->stage_saved);
-    transformer_stage_backward(&trainer->stage, &pass, &trainer->stage_saved);
-    transformer_stage_finish_batch(&trainer->stage, trainer->stream);
-    grad_norm_clip_scale(&trainer->stage.params, &trainer->groups, trainer->stream,
-                         trainer->scratch, 1.0f, &trainer->grad_norm, &trainer->grad_scale);
+    TRY(batch_walk_run(&walk));
+    grad_buckets_finish(&trainer->buckets);
+    for (int i = 0; i < trainer->num_chunks; i++) {
+        transformer_stage_finish_batch(&trainer->chunks[i], trainer->stream);
+    }
+    grad_norm_clip_scale(&trainer->optimizer, &trainer->groups, trainer->stream, trainer->scratch,
+                         1.0f, &trainer->grad_norm, &trainer->grad_scale);
     optimizer_step(&trainer->optimizer, trainer->stream, &rates, &trainer->grad_scale);
+    param_gather_start(&trainer->buckets);
+    param_gather_finish(&trainer->buckets);
+    return 0;
 }
 
 static int64_t optimizer_bytes(struct trainer *trainer)
@@ -30,28 +52,42 @@ static int64_t optimizer_bytes(struct trainer *trainer)
     return bytes;
 }
 
+static void read_peaks(struct memory_report *report, struct trainer *trainer)
+{
+    *report = (struct memory_report){
+        .parameters_bytes = (int64_t)tensor_size_bytes(&trainer->params.values),
+        .gradients_bytes = (int64_t)tensor_size_bytes(&trainer->params.grads),
+        .optimizer_bytes = optimizer_bytes(trainer),
+        .run_bytes = (int64_t)arena_peak_bytes(trainer->run),
+        .boundary_bytes = (int64_t)arena_peak_bytes(trainer->boundary),
+        .scratch_bytes = (int64_t)arena_peak_bytes(trainer->scratch),
+        .num_slots = trainer->num_slots,
+    };
+    for (int i = 0; i < trainer->num_slots; i++) {
+        const int64_t peak = (int64_t)arena_peak_bytes(trainer->slots[i].saved);
+
+        report->slot_bytes = peak > report->slot_bytes ? peak : report->slot_bytes;
+    }
+    report->activations_bytes = report->num_slots * report->slot_bytes;
+    report->total_bytes = report->run_bytes + report->activations_bytes + report->boundary_bytes +
+                          report->scratch_bytes;
+}
+
 int memory_report_compute(struct memory_report *report, const struct options *options,
                           int64_t vocab_size)
 {
     struct trainer trainer;
+    int result = trainer_create(&trainer, options, vocab_size, device_null(), ops_null(),
+                                &(struct trainer_memory){0});
 
-    if (trainer_create(&trainer, options, vocab_size, device_null(), ops_null(),
-                       &(struct trainer_memory){0}) != 0) {
-        trainer_destroy(&trainer);
-        return -1;
+    if (result == 0) {
+        result = run_one_step(&trainer);
     }
-    run_one_step(&trainer);
-    *report = (struct memory_report){
-        .parameters_bytes = (int64_t)tensor_size_bytes(&trainer.stage.params.values),
-        .gradients_bytes = (int64_t)tensor_size_bytes(&trainer.stage.params.grads),
-        .optimizer_bytes = optimizer_bytes(&trainer),
-        .run_bytes = (int64_t)arena_peak_bytes(trainer.run),
-        .activations_bytes = (int64_t)arena_peak_bytes(trainer.saved),
-        .scratch_bytes = (int64_t)arena_peak_bytes(trainer.scratch),
-    };
-    report->total_bytes = report->run_bytes + report->activations_bytes + report->scratch_bytes;
+    if (result == 0) {
+        read_peaks(report, &trainer);
+    }
     trainer_destroy(&trainer);
-    return 0;
+    return result;
 }
 
 void memory_report_print(const struct memory_report *report)
@@ -59,8 +95,9 @@ void memory_report_print(const struct memory_report *report)
     const double mb = 1e6;
 
     log_info("memory of a step (MB): parameters %.1f, gradients %.1f, optimizer %.1f, activations "
-             "of a microbatch %.1f, scratch %.1f, in all %.1f",
+             "%.1f (%d x %.1f), scratch %.1f, in all %.1f",
              (double)report->parameters_bytes / mb, (double)report->gradients_bytes / mb,
              (double)report->optimizer_bytes / mb, (double)report->activations_bytes / mb,
+             report->num_slots, (double)report->slot_bytes / mb,
              (double)report->scratch_bytes / mb, (double)report->total_bytes / mb);
 }

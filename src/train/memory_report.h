@@ -1,5 +1,5 @@
-/* memory_report.h - how much memory a step takes, known before anything is allocated: the step is
- * run on DEVICE_NULL, by the same code, and its arenas tell their peaks. */
+/* memory_report.h - how much memory a step takes on this rank, known before anything is allocated:
+ * the step is run on DEVICE_NULL, by the same code, and its arenas tell their peaks. */
 #ifndef CADRE_TRAIN_MEMORY_REPORT_H
 #define CADRE_TRAIN_MEMORY_REPORT_H
 
@@ -8,7 +8,10 @@
 struct memory_report {
     int64_t parameters_bytes, gradients_bytes, optimizer_bytes;
     int64_t run_bytes;         /* all of the run arena: the above and the buffers */
-    int64_t activations_bytes; /* peak of what forward keeps for backward, of one microbatch */
+    int64_t slot_bytes;        /* peak of what one forward pass keeps for its backward */
+    int num_slots;             /* forward passes in flight: the pipeline schedule's count */
+    int64_t activations_bytes; /* of all slots */
+    int64_t boundary_bytes;    /* peak of what moves between pipeline stages */
     int64_t scratch_bytes;     /* peak within calls */
     int64_t total_bytes;
 };

@@ -21,6 +21,14 @@ static enum position_kind position_of(const struct options *o)
     return strcmp(o->position_embedding_type, "none") == 0 ? POSITION_NONE : POSITION_LEARNED;
 }
 
+static enum cp_comm_type cp_comm_type_of(const char *name)
+{
+    if (strcmp(name, "a2a") == 0) {
+        return CP_COMM_A2A;
+    }
+    return strcmp(name, "all_gather") == 0 ? CP_COMM_ALL_GATHER : CP_COMM_P2P;
+}
+
 static void set_recompute(struct model_config *config, const struct options *o)
 {
     config->recompute = RECOMPUTE_NONE;
@@ -158,8 +166,28 @@ int model_config_from_options(struct model_config *config, const struct options 
         return error_set("--num-layers is %d; at most %d are supported", config->num_layers,
                          MODEL_LAYERS_MAX);
     }
+    for (int i = 0; i < config->num_layers; i++) {
+        config->cp_comm_type[i] = cp_comm_type_of(options_cp_comm_type(o, i));
+    }
     set_recompute(config, o);
     return set_moe(config, o);
+}
+
+/* --moe-extended-tp: the TP and EP ranks together shard each expert (M3.9). */
+struct rank_grid_sizes rank_grid_sizes_from_options(const struct options *o)
+{
+    const int ep = (int)o->expert_model_parallel_size;
+    const bool extended = o->num_experts > 0 && o->moe_extended_tp;
+
+    return (struct rank_grid_sizes){
+        .world = (int)o->world_size,
+        .tp = (int)o->tensor_model_parallel_size,
+        .cp = (int)o->context_parallel_size,
+        .pp = (int)o->pipeline_model_parallel_size,
+        .ep = extended ? 1 : ep,
+        .etp = (int)o->expert_tensor_parallel_size * (extended ? ep : 1),
+        .pp_before_dp = o->use_tp_pp_dp_mapping,
+    };
 }
 
 struct optimizer_config optimizer_config_from_options(const struct options *o)

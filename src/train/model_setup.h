@@ -8,10 +8,12 @@
 #include "optim/batch_size_schedule.h"
 #include "optim/lr_schedule.h"
 #include "optim/optimizer.h"
+#include "parallel/rank_grid.h"
 
 /* vocab_size: of the tokenizer, before padding. */
 int model_config_from_options(struct model_config *config, const struct options *options,
                               int64_t vocab_size);
+struct rank_grid_sizes rank_grid_sizes_from_options(const struct options *options);
 struct optimizer_config optimizer_config_from_options(const struct options *options);
 int batch_size_config_from_options(struct batch_size_config *config, const struct options *options);
 int lr_schedule_config_from_options(struct lr_schedule_config *config,

@@ -58,21 +58,28 @@ static int open_loader(struct run_data *data, struct loader **loader, int split,
     return *loader != NULL ? 0 : -1;
 }
 
-int run_data_open(struct run_data *data, const struct options *options, int64_t num_iterations,
-                  int64_t consumed_samples, int64_t consumed_valid_samples)
+int run_data_open_sets(struct run_data *data, const struct run_data_request *request)
 {
+    const struct options *options = request->options;
     int64_t num_samples[NUM_SPLITS];
 
-    datasets_target_samples(num_samples, options->train_samples, num_iterations,
+    datasets_target_samples(num_samples, options->train_samples, request->num_iterations,
                             options->global_batch_size, options->eval_interval,
                             options->eval_iters);
     if (options->skip_train) {
         num_samples[SPLIT_TRAIN] = 0;
     }
-    TRY(build_datasets(data, options, num_samples));
+    return build_datasets(data, options, num_samples);
+}
+
+int run_data_open_loaders(struct run_data *data, const struct run_data_request *request)
+{
+    const struct options *options = request->options;
+
     data->loader = (struct loader_config){
         .order = strcmp(options->dataloader_type, "cyclic") == 0 ? SAMPLER_CYCLIC : SAMPLER_SINGLE,
         .micro_batch_size = options->micro_batch_size,
+        .data_parallel_rank = request->data_parallel_rank,
         .data_parallel_size = options->data_parallel_size,
         .eod_mask_loss = options->eod_mask_loss,
         .reset_position_ids = options->reset_position_ids,
@@ -81,8 +88,8 @@ int run_data_open(struct run_data *data, const struct options *options, int64_t 
         .pad = tokenizer_pad(data->tokenizer),
         .num_workers = options->num_workers,
     };
-    TRY(open_loader(data, &data->train, SPLIT_TRAIN, consumed_samples));
-    TRY(open_loader(data, &data->valid, SPLIT_VALID, consumed_valid_samples));
+    TRY(open_loader(data, &data->train, SPLIT_TRAIN, request->consumed_samples));
+    TRY(open_loader(data, &data->valid, SPLIT_VALID, request->consumed_valid_samples));
     return open_loader(data, &data->test, SPLIT_TEST, 0);
 }
 

@@ -16,10 +16,19 @@ struct run_data {
 
 /* The tokenizer alone: the model's vocabulary comes from it. */
 int run_data_open_tokenizer(struct run_data *data, const struct options *options);
-/* Data sets and loaders, from the counts of samples consumed before. num_iterations: of training.
- */
-int run_data_open(struct run_data *data, const struct options *options, int64_t num_iterations,
-                  int64_t consumed_samples, int64_t consumed_valid_samples);
+
+struct run_data_request {
+    const struct options *options;
+    int64_t data_parallel_rank;
+    int64_t num_iterations; /* of training */
+    int64_t consumed_samples, consumed_valid_samples;
+};
+
+/* Data sets: their indices are built, or read where the cache has them. With several ranks the
+ * first one comes before the others, which then find the cache filled. */
+int run_data_open_sets(struct run_data *data, const struct run_data_request *request);
+/* The loaders, from the counts of samples consumed before. */
+int run_data_open_loaders(struct run_data *data, const struct run_data_request *request);
 void run_data_close(struct run_data *data);
 
 #endif

@@ -19,10 +19,4 @@ struct step_result {
  * switched off. */
 int train_step(struct trainer *trainer, struct loader *loader, struct step_result *result);
 
-/* Copies a host microbatch to the device. loss_scale multiplies the loss mask into loss_weight. */
-void upload_batch(struct trainer *trainer, const struct batch *batch, float loss_scale);
-/* Sum of loss * mask over the microbatch just run, and of the mask. */
-void read_loss(struct trainer *trainer, const struct batch *batch, double *loss_sum,
-               double *num_tokens);
-
 #endif

@@ -5,7 +5,10 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "comm/launch.h"
+#include "device/device_select.h"
 #include "ops/ops.h"
+#include "train/comm_log.h"
 #include "train/evaluate.h"
 #include "train/exit_signal.h"
 #include "train/memory_report.h"
@@ -38,21 +41,6 @@ static void log_datetime(const char *what)
     log_info("[%s] datetime: %s ", what, text);
 }
 
-/* The directory to load from, which may be the fallback of --pretrained-checkpoint. */
-static enum checkpoint_found find_checkpoint(const struct options *options,
-                                             char path[PATH_LENGTH_MAX])
-{
-    enum checkpoint_found found = CHECKPOINT_NONE;
-
-    if (options->load != NULL) {
-        found = checkpoint_find(options->load, options->ckpt_step, path);
-    }
-    if (found == CHECKPOINT_NONE && options->finetune && options->pretrained_checkpoint != NULL) {
-        found = checkpoint_find(options->pretrained_checkpoint, -1, path);
-    }
-    return found;
-}
-
 static int report_missing(const struct options *options)
 {
     if (options->load == NULL) {
@@ -71,10 +59,11 @@ static int report_missing(const struct options *options)
 static int load_checkpoint(struct training_run *run)
 {
     char path[PATH_LENGTH_MAX];
+    struct checkpoint_ranks ranks;
     struct checkpoint *checkpoint;
     int result;
 
-    switch (find_checkpoint(run->options, path)) {
+    switch (train_checkpoint_find(&run->trainer, path)) {
     case CHECKPOINT_ERROR:
         return -1;
     case CHECKPOINT_NONE:
@@ -82,7 +71,8 @@ static int load_checkpoint(struct training_run *run)
     case CHECKPOINT_FOUND:
         break;
     }
-    checkpoint = checkpoint_open(path, NULL);
+    ranks = checkpoint_ranks_of(run->trainer.groups.world);
+    checkpoint = checkpoint_open(path, &ranks);
     if (checkpoint == NULL) {
         return -1;
     }
@@ -154,29 +144,56 @@ static void report_model(const struct training_run *run)
              (long long)(config->padded_vocab_size - config->vocab_size),
              (long long)config->padded_vocab_size);
     log_info(" > number of parameters on (tensor, pipeline) model parallel rank (0, 0): %lld",
-             (long long)param_list_num_local(&run->trainer.stage.params));
+             (long long)param_list_num_local(&run->trainer.params));
+}
+
+/* Rank 0 builds the index files, the others wait and read them. */
+static int open_data(struct training_run *run)
+{
+    struct trainer *trainer = &run->trainer;
+    const struct comm *world = trainer->groups.world;
+    const struct run_data_request request = {
+        .options = run->options,
+        .data_parallel_rank = trainer->groups.dp->rank,
+        .num_iterations = run->num_iterations,
+        .consumed_samples = trainer->consumed_samples,
+        .consumed_valid_samples = trainer->consumed_valid_samples};
+
+    if (world->rank == 0) {
+        TRY(run_data_open_sets(&run->data, &request));
+    }
+    trainer_barrier(trainer);
+    if (world->rank != 0) {
+        TRY(run_data_open_sets(&run->data, &request));
+    }
+    return run_data_open_loaders(&run->data, &request);
 }
 
 static int set_up(struct training_run *run)
 {
     const struct options *options = run->options;
+    const struct device *device = device_select(options->device, launch_size());
+    const struct ops *ops = device != NULL ? ops_for(device) : NULL;
     struct memory_report memory;
     int64_t vocab_size;
 
+    if (ops == NULL) {
+        return -1;
+    }
     TRY(run_data_open_tokenizer(&run->data, options));
     vocab_size = tokenizer_vocab_size(run->data.tokenizer);
     TRY(memory_report_compute(&memory, options, vocab_size));
     memory_report_print(&memory);
-    TRY(trainer_create(&run->trainer, options, vocab_size, device_cpu(), ops_cpu(),
+    TRY(trainer_create(&run->trainer, options, vocab_size, device, ops,
                        &(struct trainer_memory){.run_bytes = memory.run_bytes,
-                                                .saved_bytes = memory.activations_bytes,
+                                                .slot_bytes = memory.slot_bytes,
+                                                .boundary_bytes = memory.boundary_bytes,
                                                 .scratch_bytes = memory.scratch_bytes}));
     report_model(run);
     TRY(restore(run));
     run->num_iterations = training_num_iterations(options, &run->trainer.batch_size);
     log_datetime("after model, optimizer, and learning rate scheduler are built");
-    TRY(run_data_open(&run->data, options, run->num_iterations, run->trainer.consumed_samples,
-                      run->trainer.consumed_valid_samples));
+    TRY(open_data(run));
     log_datetime("after dataloaders are built");
     log_info("done with setup ...");
     return 0;
@@ -258,11 +275,9 @@ static int exit_if_due(struct training_run *run, bool *leave)
 static void report_memory_once(struct training_run *run)
 {
     const struct trainer *trainer = &run->trainer;
-    const size_t used = arena_used_bytes(trainer->run) + arena_used_bytes(trainer->saved) +
-                        arena_used_bytes(trainer->scratch);
-    const size_t peak = arena_peak_bytes(trainer->run) + arena_peak_bytes(trainer->saved) +
-                        arena_peak_bytes(trainer->scratch) +
-                        arena_peak_bytes(trainer->stream->scratch);
+    size_t used, peak;
+
+    trainer_memory_bytes(trainer, &used, &peak);
 
     if (!run->memory_reported) {
         run->memory_reported = true;
@@ -272,13 +287,22 @@ static void report_memory_once(struct training_run *run)
     }
 }
 
+static bool comm_log_is_due(const struct training_run *run)
+{
+    return run->options->log_comm && run->trainer.iteration % run->options->log_interval == 0;
+}
+
 static int training_loop(struct training_run *run, bool *left)
 {
     *left = false;
     while (run->trainer.iteration < run->num_iterations && !*left) {
         struct step_result result;
 
+        groups_reset_counters(&run->trainer.groups);
         TRY(train_step(&run->trainer, run->data.train, &result));
+        if (comm_log_is_due(run)) {
+            comm_log_step(&run->trainer);
+        }
         training_log_step(&run->log, &result);
         report_memory_once(run);
         TRY(evaluate_if_due(run));

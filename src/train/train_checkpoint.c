@@ -6,82 +6,36 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "optim/param_gather.h"
 
-enum { ITEM_NAME_MAX = PARAM_NAME_MAX + 32 };
+enum { BIAS_NAME_MAX = 96 };
 
-/* The items of a save and the memory of their names. */
-struct item_list {
-    struct ckpt_item *items;
-    char (*names)[ITEM_NAME_MAX];
-    int num_items, capacity;
-};
-
-static void item_list_init(struct item_list *list, int capacity)
+static struct checkpoint_ranks ranks_of(const struct trainer *trainer)
 {
-    *list = (struct item_list){.capacity = capacity};
-    list->items = calloc((size_t)capacity, sizeof *list->items);
-    list->names = calloc((size_t)capacity, sizeof *list->names);
-    CHECK(list->items != NULL && list->names != NULL, "out of memory");
+    return checkpoint_ranks_of(trainer->groups.world);
 }
 
-static void item_list_free(struct item_list *list)
+enum checkpoint_found train_checkpoint_find(const struct trainer *trainer,
+                                            char path[PATH_LENGTH_MAX])
 {
-    free(list->items);
-    free(list->names);
-}
+    const struct options *options = trainer->options;
+    const struct checkpoint_ranks ranks = ranks_of(trainer);
+    enum checkpoint_found found = CHECKPOINT_NONE;
 
-static struct ckpt_item *add_item(struct item_list *list, enum dtype dtype, const void *data,
-                                  bool is_optimizer)
-{
-    struct ckpt_item *item = &list->items[list->num_items];
-
-    CHECK(list->num_items < list->capacity, "%d items", list->capacity);
-    *item = (struct ckpt_item){.name = list->names[list->num_items++],
-                               .dtype = dtype,
-                               .data = data,
-                               .is_optimizer = is_optimizer};
-    return item;
-}
-
-static void set_shape(struct ckpt_item *item, const struct param *param)
-{
-    item->num_dims = param->num_dims;
-    memcpy(item->global_shape, param->global_shape, sizeof item->global_shape);
-    item->box = param->box;
-}
-
-static void add_param(struct item_list *list, const struct param *param)
-{
-    struct ckpt_item *item = add_item(list, param->value.dtype, param->value.data, false);
-
-    snprintf((char *)item->name, ITEM_NAME_MAX, "%s", param->name);
-    set_shape(item, param);
-}
-
-static void state_name(char name[ITEM_NAME_MAX], const struct optimizer_state *state,
-                       const struct param *param)
-{
-    snprintf(name, ITEM_NAME_MAX, "optimizer.state.%s.%s", state->name, param->name);
-}
-
-static void add_optimizer_states(struct item_list *list, struct optimizer *optimizer,
-                                 const struct param *param)
-{
-    struct optimizer_state states[OPTIMIZER_STATES_MAX];
-    const int count = optimizer_states(optimizer, states);
-
-    for (int i = 0; i < count; i++) {
-        const struct tensor part = optimizer_state_of(states[i].tensor, param);
-        struct ckpt_item *item = add_item(list, DTYPE_F32, part.data, true);
-
-        state_name((char *)item->name, &states[i], param);
-        set_shape(item, param);
+    if (options->load != NULL) {
+        found = checkpoint_find_together(&ranks, options->load, options->ckpt_step, path);
     }
+    if (found == CHECKPOINT_NONE && options->finetune && options->pretrained_checkpoint != NULL) {
+        found = checkpoint_find_together(&ranks, options->pretrained_checkpoint, -1, path);
+    }
+    return found;
 }
 
-static void bias_name(char name[ITEM_NAME_MAX], const struct transformer_layer *layer)
+/* ---- the routers' buffers ---- */
+
+static void bias_name(char name[BIAS_NAME_MAX], const struct transformer_layer *layer)
 {
-    snprintf(name, ITEM_NAME_MAX, "decoder.layers.%d.mlp.router.expert_bias", layer->number);
+    snprintf(name, BIAS_NAME_MAX, "decoder.layers.%d.mlp.router.expert_bias", layer->number);
 }
 
 static bool has_expert_bias(const struct transformer_layer *layer)
@@ -89,35 +43,68 @@ static bool has_expert_bias(const struct transformer_layer *layer)
     return layer->is_moe && layer->moe.router.expert_bias.data != NULL;
 }
 
-static void add_expert_biases(struct item_list *list, struct transformer_stage *stage)
+/* Every rank of a stage holds the same. */
+static void add_expert_biases(struct ckpt_item_list *list, const struct transformer_stage *stage)
 {
-    for (int i = 0; i < stage->num_layers; i++) {
-        struct transformer_layer *layer = &stage->layers[i];
-        struct ckpt_item *item;
+    for (int i = 0; i < stage->place.num_layers; i++) {
+        const struct transformer_layer *layer = &stage->layers[i];
+        char name[BIAS_NAME_MAX];
+        struct ckpt_item item = {.name = name, .dtype = DTYPE_F32, .num_dims = 1};
 
         if (!has_expert_bias(layer)) {
             continue;
         }
-        item = add_item(list, DTYPE_F32, layer->moe.router.expert_bias.data, false);
-        bias_name((char *)item->name, layer);
-        item->num_dims = 1;
-        item->global_shape[0] = layer->moe.router.config.num_experts;
-        item->box = box_whole(item->global_shape, 1);
+        bias_name(name, layer);
+        item.global_shape[0] = layer->moe.router.config.num_experts;
+        item.box = box_whole(item.global_shape, 1);
+        item.data = layer->moe.router.expert_bias.data;
+        ckpt_item_list_add(list, &item);
     }
 }
 
-static void collect_items(struct item_list *list, struct trainer *trainer)
+static int read_expert_biases(struct transformer_stage *stage, struct stream *stream,
+                              const struct checkpoint *checkpoint)
 {
-    const struct param_list *params = &trainer->stage.params;
+    for (int i = 0; i < stage->place.num_layers; i++) {
+        struct transformer_layer *layer = &stage->layers[i];
+        char name[BIAS_NAME_MAX];
+        struct checkpoint_read read = {.name = name, .dtype = DTYPE_F32, .num_dims = 1};
+        float *host;
+        int result;
 
-    item_list_init(list,
-                   params->num_params * (1 + OPTIMIZER_STATES_MAX) + trainer->stage.num_layers);
-    for (int i = 0; i < params->num_params; i++) {
-        add_param(list, params->params[i]);
+        if (!has_expert_bias(layer)) {
+            continue;
+        }
+        bias_name(name, layer);
+        read.global_shape[0] = layer->moe.router.config.num_experts;
+        read.box = box_whole(read.global_shape, 1);
+        host = malloc((size_t)read.global_shape[0] * sizeof *host);
+        CHECK(host != NULL, "out of memory");
+        result = checkpoint_read_box(checkpoint, &read, host);
+        if (result == 0) {
+            stream_copy_from_host(stream, layer->moe.router.expert_bias.data, host,
+                                  (size_t)read.global_shape[0] * sizeof *host);
+        }
+        free(host);
+        TRY(result);
     }
-    add_expert_biases(list, &trainer->stage);
-    for (int i = 0; i < params->num_params && trainer->options->save_optim; i++) {
-        add_optimizer_states(list, &trainer->optimizer, params->params[i]);
+    return 0;
+}
+
+/* ---- saving ---- */
+
+static void collect_items(struct ckpt_item_list *list, struct trainer *trainer)
+{
+    const struct groups *groups = &trainer->groups;
+
+    ckpt_item_list_add_params(list, &trainer->params, groups);
+    for (int i = 0; i < trainer->num_chunks; i++) {
+        if (groups->tp->rank == 0 && groups->dp_cp->rank == 0) {
+            add_expert_biases(list, &trainer->chunks[i]);
+        }
+    }
+    if (trainer->options->save_optim) {
+        ckpt_item_list_add_optimizer(list, &trainer->optimizer, groups);
     }
 }
 
@@ -149,18 +136,31 @@ static int stage_item(void *context, const struct ckpt_item *item, void *host)
     return 0;
 }
 
-int train_checkpoint_save(struct trainer *trainer)
+/* The manifest's state; NULL on ranks whose state is not written. */
+static json_t *state_to_write(struct trainer *trainer)
 {
-    struct item_list list;
-    json_t *state = training_state(trainer);
-    int result;
+    json_t *state;
 
+    if (trainer->groups.world->rank != 0) {
+        return NULL;
+    }
+    state = training_state(trainer);
     CHECK(state != NULL, "the training state is no JSON");
     if (!trainer->options->save_rng) {
         json_object_del(state, "rng");
     }
-    collect_items(&list, trainer);
+    return state;
+}
+
+int train_checkpoint_save(struct trainer *trainer)
+{
+    struct ckpt_item_list list = {0};
+    json_t *state = state_to_write(trainer);
+    int result;
+
+    param_gather_finish(&trainer->buckets);
     stream_wait(trainer->stream);
+    collect_items(&list, trainer);
     log_info("saving checkpoint at iteration %7lld to %s in torch_dist format",
              (long long)trainer->iteration, trainer->options->save);
     result = checkpoint_save(&(struct checkpoint_save_request){
@@ -171,8 +171,9 @@ int train_checkpoint_save(struct trainer *trainer)
         .stage = stage_item,
         .stage_context = trainer->stream,
         .state = state,
+        .ranks = ranks_of(trainer),
     });
-    item_list_free(&list);
+    ckpt_item_list_free(&list);
     json_decref(state);
     if (result == 0) {
         log_info("  successfully saved checkpoint from iteration %7lld to %s",
@@ -181,106 +182,22 @@ int train_checkpoint_save(struct trainer *trainer)
     return result;
 }
 
-int param_list_read(struct param_list *params, struct stream *stream,
-                    const struct param_reader *reader)
-{
-    for (int i = 0; i < params->num_params; i++) {
-        struct param *param = params->params[i];
-        const size_t size_bytes = tensor_size_bytes(&param->value);
-        void *host = malloc(size_bytes + 1);
-        int result;
-
-        CHECK(host != NULL, "out of memory for %s", param->name);
-        stream_copy_to_host(stream, host, param->value.data, size_bytes);
-        result = reader->read(reader->context, param, host);
-        if (result == 0) {
-            stream_copy_from_host(stream, param->value.data, host, size_bytes);
-        }
-        free(host);
-        TRY(result);
-    }
-    return 0;
-}
-
-static bool is_vocabulary(const struct param *param)
-{
-    return strcmp(param->name, "embedding.word_embeddings.weight") == 0 ||
-           strcmp(param->name, "output_layer.weight") == 0;
-}
-
-static struct checkpoint_read read_of(const char *name, const struct param *param, enum dtype dtype)
-{
-    struct checkpoint_read read = {.name = name,
-                                   .dtype = dtype,
-                                   .num_dims = param->num_dims,
-                                   .box = param->box,
-                                   .allow_dim0_difference = is_vocabulary(param)};
-
-    memcpy(read.global_shape, param->global_shape, sizeof read.global_shape);
-    return read;
-}
-
-static int read_param(void *context, const struct param *param, void *host)
-{
-    const struct checkpoint_read read = read_of(param->name, param, param->value.dtype);
-
-    return checkpoint_read_box(context, &read, host);
-}
-
-static int read_expert_biases(struct transformer_stage *stage, struct stream *stream,
-                              const struct checkpoint *checkpoint)
-{
-    for (int i = 0; i < stage->num_layers; i++) {
-        struct transformer_layer *layer = &stage->layers[i];
-        char name[ITEM_NAME_MAX];
-        struct checkpoint_read read = {.name = name, .dtype = DTYPE_F32, .num_dims = 1};
-        float *host;
-        int result;
-
-        if (!has_expert_bias(layer)) {
-            continue;
-        }
-        bias_name(name, layer);
-        read.global_shape[0] = layer->moe.router.config.num_experts;
-        read.box = box_whole(read.global_shape, 1);
-        host = malloc((size_t)read.global_shape[0] * sizeof *host);
-        CHECK(host != NULL, "out of memory");
-        result = checkpoint_read_box(checkpoint, &read, host);
-        stream_copy_from_host(stream, layer->moe.router.expert_bias.data, host,
-                              (size_t)read.global_shape[0] * sizeof *host);
-        free(host);
-        TRY(result);
-    }
-    return 0;
-}
+/* ---- restoring ---- */
 
 int train_checkpoint_read_model(struct transformer_stage *stage, struct stream *stream,
                                 const struct checkpoint *checkpoint)
 {
-    TRY(param_list_read(&stage->params, stream,
-                        &(struct param_reader){.read = read_param, .context = (void *)checkpoint}));
+    TRY(checkpoint_read_params(checkpoint, stage->params, stream));
     return read_expert_biases(stage, stream, checkpoint);
 }
 
-static int read_state(struct trainer *trainer, const struct checkpoint *checkpoint,
-                      const struct optimizer_state *state, const struct param *param)
+static int read_chunks(struct trainer *trainer, const struct checkpoint *checkpoint)
 {
-    char name[ITEM_NAME_MAX];
-    const struct tensor part = optimizer_state_of(state->tensor, param);
-    const size_t size_bytes = tensor_size_bytes(&part);
-    struct checkpoint_read read;
-    void *host = calloc(1, size_bytes + 1);
-    int result;
-
-    CHECK(host != NULL, "out of memory for the optimizer state of %s", param->name);
-    state_name(name, state, param);
-    read = read_of(name, param, DTYPE_F32);
-    result = checkpoint_read_box(checkpoint, &read, host);
-    if (result == 0) {
-        stream_copy_from_host(trainer->stream, part.data, host, size_bytes);
+    TRY(checkpoint_read_params(checkpoint, &trainer->params, trainer->stream));
+    for (int i = 0; i < trainer->num_chunks; i++) {
+        TRY(read_expert_biases(&trainer->chunks[i], trainer->stream, checkpoint));
     }
-    free(host);
-    return result;
+    return 0;
 }
 
 static int64_t state_int(const json_t *state, const char *section, const char *key)
@@ -292,16 +209,8 @@ static int64_t state_int(const json_t *state, const char *section, const char *k
 
 static int restore_optimizer(struct trainer *trainer, const struct checkpoint *checkpoint)
 {
-    struct optimizer_state states[OPTIMIZER_STATES_MAX];
-    const int count = optimizer_states(&trainer->optimizer, states);
-    const struct param_list *params = &trainer->stage.params;
-
-    for (int i = 0; i < params->num_params; i++) {
-        for (int s = 0; s < count; s++) {
-            if (read_state(trainer, checkpoint, &states[s], params->params[i]) != 0) {
-                return error_prepend("optimizer state (--no-load-optim goes on without it)");
-            }
-        }
+    if (checkpoint_read_optimizer(checkpoint, &trainer->optimizer, trainer->stream) != 0) {
+        return error_prepend("optimizer state (--no-load-optim goes on without it)");
     }
     trainer->optimizer.num_steps =
         state_int(checkpoint_state(checkpoint), "optimizer", "num_steps");
@@ -387,14 +296,15 @@ static int restore_progress(struct trainer *trainer, const json_t *state)
     return 0;
 }
 
-int train_checkpoint_restore(struct trainer *trainer, const struct checkpoint *checkpoint)
+/* Of this rank. */
+static int restore(struct trainer *trainer, const struct checkpoint *checkpoint)
 {
     const struct options *options = trainer->options;
     const json_t *state = checkpoint_state(checkpoint);
     const json_t *scheduler = json_object_get(state, "opt_param_scheduler");
 
     TRY(check_args(options, json_object_get(state, "args")));
-    TRY(train_checkpoint_read_model(&trainer->stage, trainer->stream, checkpoint));
+    TRY(read_chunks(trainer, checkpoint));
     optimizer_reset_masters(&trainer->optimizer, trainer->stream);
     if (options->finetune) {
         return 0;
@@ -405,4 +315,11 @@ int train_checkpoint_restore(struct trainer *trainer, const struct checkpoint *c
     }
     TRY(restore_optimizer(trainer, checkpoint));
     return restore_schedule(trainer, scheduler);
+}
+
+int train_checkpoint_restore(struct trainer *trainer, const struct checkpoint *checkpoint)
+{
+    const struct checkpoint_ranks ranks = ranks_of(trainer);
+
+    return checkpoint_ranks_agree(&ranks, restore(trainer, checkpoint));
 }

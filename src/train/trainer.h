@@ -1,4 +1,5 @@
-/* trainer.h - everything a training run holds: model, optimizer, memory, schedules, counters. */
+/* trainer.h - everything a training run holds on this rank: model chunks, optimizer, memory,
+ * schedules, counters. */
 #ifndef CADRE_TRAIN_TRAINER_H
 #define CADRE_TRAIN_TRAINER_H
 
@@ -8,14 +9,17 @@
 #include "optim/batch_size_schedule.h"
 #include "optim/lr_schedule.h"
 #include "optim/optimizer.h"
+#include "optim/param_gather.h"
+#include "pipeline/executor.h"
+#include "pipeline/layers.h"
+#include "train/microbatch.h"
 #include "train/timers.h"
 
-/* The device's copy of one microbatch, and its loss. */
-struct device_batch {
-    struct tensor token, label, position, document_start; /* [T] I32 */
-    struct tensor token_id, sample_id;                    /* [T], [B] I64 */
-    struct tensor loss_weight;                            /* [T] f32 */
-    struct tensor loss;                                   /* [T] f32, of the forward pass */
+/* What a forward pass leaves for its backward. */
+struct activation_slot {
+    struct arena *saved;
+    struct stage_saved stage_saved;
+    struct pass pass;
 };
 
 struct trainer {
@@ -23,11 +27,18 @@ struct trainer {
     struct model_config config;
     struct groups groups;
     struct stream *stream;
-    struct arena *run, *saved, *scratch; /* by lifetime: the run, a microbatch, a call */
-    struct transformer_stage stage;
-    struct stage_saved stage_saved;
-    struct device_batch batch;
+    /* By lifetime: the run, activations between stages, a call; the microbatches' are in slots. */
+    struct arena *run, *boundary, *scratch;
+    struct param_list params; /* of all chunks */
+    struct transformer_stage *chunks;
+    int num_chunks;
+    struct activation_slot *slots; /* as many as the schedule has forwards in flight */
+    int num_slots;
+    struct microbatch *microbatches; /* as many as the schedule has open at once */
+    int num_microbatches;
+    struct tensor loss; /* [T] f32, of the forward pass just run */
     struct moe_metrics metrics;
+    struct grad_buckets buckets;
     struct optimizer optimizer;
     struct tensor grad_norm, grad_scale; /* [1] f32 on the device */
     struct batch_size_config batch_size;
@@ -46,7 +57,7 @@ struct trainer {
 /* How large the arenas are made at once; 0: they grow as needed. memory_report.h knows it
  * beforehand. */
 struct trainer_memory {
-    int64_t run_bytes, saved_bytes, scratch_bytes;
+    int64_t run_bytes, slot_bytes, boundary_bytes, scratch_bytes; /* slot: of each */
 };
 
 /* Memory on device for all of training, parameters initialised from --seed. vocab_size: the
@@ -56,9 +67,24 @@ int trainer_create(struct trainer *trainer, const struct options *options, int64
                    const struct trainer_memory *memory);
 void trainer_destroy(struct trainer *trainer);
 
+/* Of a full global batch, on each data-parallel rank. */
+int64_t trainer_num_microbatches(const struct trainer *trainer);
+/* This rank's schedule for a global batch of num_microbatches: forward and backward, or forward
+ * only for evaluation. */
+int trainer_schedule(const struct trainer *trainer, int64_t num_microbatches, bool training,
+                     struct pipeline_schedule *schedule);
+/* How its activations move. */
+struct pipeline_transport trainer_transport(const struct trainer *trainer);
 /* The rates of the next step. */
 struct optimizer_rates trainer_rates(const struct trainer *trainer);
-/* A pass over the microbatch in trainer->batch. */
-struct pass trainer_pass(struct trainer *trainer, bool training, float aux_loss_scale);
+/* A pass over a microbatch, whose activations are kept in the slot. */
+struct pass trainer_pass(struct trainer *trainer, const struct microbatch *microbatch, int slot,
+                         bool training, float aux_loss_scale);
+/* values[count] = their sums over the ranks of the group. Waits for the stream. */
+void trainer_sum(const struct trainer *trainer, struct comm *comm, double *values, int count);
+/* No rank goes on before all have come. */
+void trainer_barrier(const struct trainer *trainer);
+/* Bytes in use and the peak, over all arenas of this rank. */
+void trainer_memory_bytes(const struct trainer *trainer, size_t *used, size_t *peak);
 
 #endif

@@ -34,7 +34,7 @@ int training_log_open(struct training_log *log, struct trainer *trainer, int64_t
     const struct options *options = trainer->options;
 
     *log = (struct training_log){.trainer = trainer, .num_iterations = num_iterations};
-    if (options->tensorboard_dir != NULL) {
+    if (options->tensorboard_dir != NULL && trainer->groups.world->rank == 0) {
         log->board = tensorboard_open(options->tensorboard_dir, TENSORBOARD_QUEUE, NULL);
         if (log->board == NULL) {
             return -1;
@@ -128,10 +128,10 @@ static void log_scalars(struct training_log *log, const struct step_result *resu
         scalar(log, "params-norm", params_norm_value);
     }
     if (options->log_memory_to_tensorboard && log->board != NULL) {
-        tensorboard_scalar(log->board, "mem-allocated-bytes",
-                           (double)(arena_peak_bytes(log->trainer->run) +
-                                    arena_peak_bytes(log->trainer->saved) +
-                                    arena_peak_bytes(log->trainer->scratch)),
+        size_t used, peak;
+
+        trainer_memory_bytes(log->trainer, &used, &peak);
+        tensorboard_scalar(log->board, "mem-allocated-bytes", (double)peak,
                            log->trainer->iteration);
     }
 }
@@ -154,21 +154,27 @@ static int collect_losses(const struct training_log *log, struct named_loss *los
 /* The timers of levels 1 and 2, which come after those of level 0: what a step is made of. */
 static void log_timers(struct training_log *log)
 {
+    struct trainer *trainer = log->trainer;
+    const struct comm *world = trainer->groups.world;
     enum timing_log_option option;
-    double seconds[TIMERS_MAX];
+    double *seconds = calloc((size_t)world->size * TIMERS_MAX, sizeof *seconds);
     int first = 0;
     struct timer_report report;
     char *text;
+
+    CHECK(seconds != NULL, "out of memory");
 
     while (strcmp(timer_names[first], "forward-backward") != 0) {
         first++;
     }
     report = (struct timer_report){.names = timer_names + first,
                                    .num_names = num_timer_names - first,
-                                   .num_ranks = 1,
+                                   .num_ranks = world->size,
                                    .seconds = seconds,
                                    .num_spans = log->num_advanced};
-    timers_read(&log->trainer->timers, report.names, report.num_names, true, seconds);
+    timers_read(&trainer->timers, report.names, report.num_names, true,
+                seconds + (ptrdiff_t)world->rank * report.num_names);
+    trainer_sum(trainer, trainer->groups.world, seconds, world->size * report.num_names);
     CHECK(timing_log_option_parse(log->trainer->options->timing_log_option, &option) == 0,
           "timing option");
     text = timer_report_format(&report, option);
@@ -176,9 +182,10 @@ static void log_timers(struct training_log *log)
         log_info("%s", text);
         free(text);
     }
-    if (log->trainer->options->log_timers_to_tensorboard) {
-        timer_report_to_tensorboard(&report, log->board, log->trainer->iteration);
+    if (trainer->options->log_timers_to_tensorboard) {
+        timer_report_to_tensorboard(&report, log->board, trainer->iteration);
     }
+    free(seconds);
 }
 
 /* FLOPs by the seed's formula over the interval's time: docs/numerics.md names it. */
@@ -259,8 +266,8 @@ void training_log_step(struct training_log *log, const struct step_result *resul
         }
     }
     moe_metrics_clear(&trainer->metrics, trainer->stream);
-    if (trainer->options->log_params_norm && (line_is_due || log->board != NULL)) {
-        norm = params_norm(&trainer->stage.params, &trainer->groups, trainer->stream,
+    if (trainer->options->log_params_norm && (line_is_due || trainer->options->tensorboard_dir != NULL)) {
+        norm = params_norm(&trainer->optimizer, &trainer->groups, trainer->stream,
                            trainer->scratch);
     }
     log_scalars(log, result, norm);

@@ -24,19 +24,21 @@ static const char *expert_part(const char *name)
     return found != NULL ? found + strlen(".mlp.experts.") : NULL;
 }
 
-/* The dense tensor's shape: without the expert dim, its FFN dim g times as long. */
+/* What this rank holds of one expert, in the dense tensor: without the expert dim, and its FFN dim
+ * is g times as long. */
 static struct checkpoint_read dense_read(const struct upcycling *u, const struct param *param,
                                          int ffn_dim, int shard)
 {
     struct checkpoint_read read = {.dtype = DTYPE_F32, .num_dims = param->num_dims - 1};
 
+    read.box.num_dims = read.num_dims;
     for (int i = 1; i < param->num_dims; i++) {
         read.global_shape[i - 1] = param->global_shape[i];
+        read.box.offset[i - 1] = param->box.offset[i];
+        read.box.size[i - 1] = param->box.size[i];
     }
-    read.box.num_dims = read.num_dims;
-    memcpy(read.box.size, read.global_shape, sizeof read.box.size);
     if (ffn_dim >= 0) {
-        read.box.offset[ffn_dim] = shard * read.global_shape[ffn_dim];
+        read.box.offset[ffn_dim] += shard * read.global_shape[ffn_dim];
         read.global_shape[ffn_dim] *= u->plan.granularity;
     }
     return read;
@@ -142,7 +144,7 @@ int upcycle_restore(struct trainer *trainer, const struct checkpoint *dense)
     }
     log_info("upcycling the dense model to %d experts of FFN size %lld", config->num_experts,
              (long long)config->moe_ffn_hidden_size);
-    TRY(param_list_read(&trainer->stage.params, trainer->stream,
+    TRY(param_list_read(&trainer->params, trainer->stream,
                         &(struct param_reader){.read = read_upcycled, .context = &u}));
     optimizer_reset_masters(&trainer->optimizer, trainer->stream);
     return 0;

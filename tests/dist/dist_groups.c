@@ -54,6 +54,7 @@ static void test_grid(int tp, int cp, int pp, int ep, int etp)
     expect_members(groups.cp, bits_of(&grid, RANK_CP));
     expect_members(groups.dp, bits_of(&grid, RANK_DP));
     expect_members(groups.pp, bits_of(&grid, RANK_PP));
+    expect_members(groups.pp_backward, bits_of(&grid, RANK_PP));
     expect_members(groups.etp, bits_of(&grid, RANK_ETP));
     expect_members(groups.ep, bits_of(&grid, RANK_EP));
     expect_members(groups.edp, bits_of(&grid, RANK_EDP));

@@ -22,6 +22,7 @@ struct mapping {
 /* A model with its memory and the gradients of what it ran. */
 struct model {
     struct groups groups;
+    struct param_list params;
     struct transformer_stage stage;
     struct stage_saved stage_saved;
     struct moe_metrics metrics;
@@ -78,21 +79,25 @@ static void model_create(struct model *model, const struct mapping *m)
 {
     const struct memory_source *memory = &device_cpu()->memory;
     const struct model_config config = config_of(m);
+    const struct stage_place place = stage_place_whole(&config);
 
     model->run = arena_create("run", memory);
     model->saved = arena_create("microbatch", memory);
     model->scratch = arena_create("call", memory);
-    transformer_stage_init(&model->stage, &model->groups, &config);
-    stage_saved_init(&model->stage_saved, &model->stage);
-    transformer_stage_allocate(&model->stage, stream, model->run, true);
+    param_list_init(&model->params);
+    transformer_stage_init(&model->stage, &model->params, &model->groups, &config, &place);
+    stage_saved_init(&model->stage_saved, config.num_layers);
+    param_list_allocate(&model->params, model->run, stream, config.dtype, true);
+    transformer_stage_allocate(&model->stage, stream, model->run);
     moe_metrics_init(&model->metrics, stream, model->run, config.num_layers);
-    param_list_initialize(&model->stage.params, stream, 5);
+    param_list_initialize(&model->params, stream, 5);
 }
 
 static void model_destroy(struct model *model)
 {
     stage_saved_free(&model->stage_saved);
     transformer_stage_free(&model->stage);
+    param_list_free(&model->params);
     arena_destroy(model->run);
     arena_destroy(model->saved);
     arena_destroy(model->scratch);
@@ -142,16 +147,16 @@ static struct tensor run_microbatch(struct model *model, int microbatch)
     const struct pass pass = make_pass(model, microbatch);
     struct tensor loss = tensor_new(arena, DTYPE_F32, TOKENS);
 
-    transformer_stage_forward(&model->stage, &pass, &loss, &model->stage_saved);
-    transformer_stage_backward(&model->stage, &pass, &model->stage_saved);
+    transformer_stage_forward(&model->stage, &pass, NULL, NULL, &loss, &model->stage_saved);
+    transformer_stage_backward(&model->stage, &pass, NULL, NULL, &model->stage_saved);
     return loss;
 }
 
 /* What the reduction of gradients does (M5.7, M5.8), without the mean. */
 static void reduce_gradients(struct model *model)
 {
-    for (int i = 0; i < model->stage.params.num_params; i++) {
-        struct param *param = model->stage.params.params[i];
+    for (int i = 0; i < model->params.num_params; i++) {
+        struct param *param = model->params.params[i];
         struct comm *data = param->scope == PARAM_EXPERT ? model->groups.edp : model->groups.dp_cp;
 
         if (param->sum_over_tp) {
@@ -163,9 +168,9 @@ static void reduce_gradients(struct model *model)
 
 static void compare_gradients(const char *what, const struct model *mine, const struct model *all)
 {
-    for (int i = 0; i < mine->stage.params.num_params; i++) {
-        const struct param *param = mine->stage.params.params[i];
-        const struct param *whole = param_find(&all->stage.params, param->name);
+    for (int i = 0; i < mine->params.num_params; i++) {
+        const struct param *param = mine->params.params[i];
+        const struct param *whole = param_find(&all->params, param->name);
         const struct box box = box_whole(whole->global_shape, whole->num_dims);
         struct tensor wanted = tensor_allocate(arena, DTYPE_F32, param->box.size, param->num_dims);
         char text[256];

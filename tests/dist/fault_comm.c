@@ -22,7 +22,7 @@ static void fail(const char *fault)
     }
 }
 
-/* Broadcast and messages start at `faulty`, so that the others wait for it. */
+/* Broadcast starts at `faulty`, messages go there or come from there: the others wait for it. */
 static struct comm_handle issue(struct comm *world, const char *collective, int faulty)
 {
     struct tensor x = tensor_new(arena, DTYPE_F32, NUM_ELEMENTS * world->size);
@@ -50,6 +50,9 @@ static struct comm_handle issue(struct comm *world, const char *collective, int 
     }
     if (strcmp(collective, "broadcast") == 0) {
         return comm_broadcast(world, stream, &x, faulty);
+    }
+    if (strcmp(collective, "send") == 0) {
+        return comm_send(world, stream, &x, faulty);
     }
     return comm_receive(world, stream, &x, faulty);
 }

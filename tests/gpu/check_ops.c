@@ -326,6 +326,38 @@ static void check_attention(int64_t s, int64_t s_kv, int64_t b, int64_t a, int64
     CLOSE(d_v);
 }
 
+/* Queries [s, 2s) of a sequence against its keys in parts [0, s), all seen, and [s, 2s). */
+static void check_attention_parts(int64_t s, int64_t b, int64_t a, int64_t g, int64_t d)
+{
+    begin("attention in parts");
+    struct trio q = NORMAL(act, 1.0, s, b, a, d), d_out = NORMAL(act, 1.0, s, b, a, d);
+    struct trio out = POISON(DTYPE_F32, s, b, a, d), lse = POISON(DTYPE_F32, b, a, s);
+    struct trio rounded = POISON(act, s, b, a, d), d_q = NORMAL(DTYPE_F32, 1.0, s, b, a, d);
+    struct trio k[2], v[2], d_k[2], d_v[2];
+
+#define PART(out_)                                                                                 \
+    .scale = 0.2f, .causal = true, .q_start = s, .k_start = part * s, .kv_length = s, .q = D(q),   \
+    .k = D(k[part]), .v = D(v[part]), .out = D(out_), .lse = D(lse), .merge = part == 0
+    for (int part = 1; part >= 0; part--) { /* the part with the diagonal first */
+        k[part] = NORMAL(act, 1.0, s, b, g, d);
+        v[part] = NORMAL(act, 1.0, s, b, g, d);
+        d_k[part] = NORMAL(DTYPE_F32, 1.0, s, b, g, d);
+        d_v[part] = NORMAL(DTYPE_F32, 1.0, s, b, g, d);
+        BOTH(attention_forward, attention, PART(out));
+    }
+    CLOSE(out);
+    CLOSE(lse);
+    BOTH(linear_combination, linear_combination, .y = D(rounded), .x = D(out), .a = 1.0f);
+    for (int part = 0; part < 2; part++) {
+        BOTH(attention_backward, attention_backward, .forward = {PART(rounded)}, .d_out = D(d_out),
+             .d_q = D(d_q), .d_k = D(d_k[part]), .d_v = D(d_v[part]), .accumulate = true);
+        CLOSE(d_k[part]);
+        CLOSE(d_v[part]);
+    }
+    CLOSE(d_q);
+#undef PART
+}
+
 static void check_activation(enum activation_kind kind, int64_t t, int64_t f)
 {
     const int64_t width = kind == ACTIVATION_SWIGLU ? 2 * f : f;
@@ -700,6 +732,20 @@ static void check_dense(void)
     check_attention(45, 101, 2, 4, 4, 128, false, false, 0.0f);
     check_attention(90, 90, 2, 4, 2, 80, true, true, 0.2f);
     check_attention(40, 40, 1, 2, 2, 200, true, false, 0.0f);
+    check_attention(128, 128, 3, 8, 2, 64, true, false, 0.0f);
+    check_attention(200, 200, 2, 4, 4, 128, true, false, 0.0f);
+    check_attention(100, 163, 2, 4, 1, 128, true, false, 0.0f);
+    check_attention(100, 133, 2, 6, 2, 80, false, false, 0.0f);
+    check_attention(67, 67, 1, 2, 1, 8, true, false, 0.0f);
+    check_attention(45, 101, 2, 6, 2, 64, true, false, 0.0f);
+    check_attention(150, 150, 2, 4, 2, 128, true, true, 0.0f);
+    check_attention(130, 130, 2, 4, 1, 64, true, false, 0.3f);
+    check_attention_parts(75, 2, 4, 2, 64);
+    check_attention_parts(33, 2, 3, 1, 40);
+    if (act == DTYPE_BF16) { /* more scores than cuDNN's backward pass is given at a time */
+        check_attention(2304, 2304, 3, 48, 4, 64, true, false, 0.0f);
+        check_attention(2304, 2304, 2, 64, 2, 64, true, false, 0.0f);
+    }
     for (int kind = 0; kind < 3; kind++) {
         check_activation((enum activation_kind)kind, 33, 77);
         check_activation((enum activation_kind)kind, 33, 128);
@@ -764,8 +810,45 @@ static void check_moe(void)
         "experts, many tiles",
         (struct experts_case){900, 6, 2, 520, 392, 0.5, ACTIVATION_SWIGLU, true, false, false});
     check_experts(
+        "experts, many tiles of rows",
+        (struct experts_case){900, 6, 2, 392, 520, 0.5, ACTIVATION_SWIGLU, false, false, false});
+    check_experts(
+        "experts, deep",
+        (struct experts_case){170, 3, 2, 1288, 1096, 0.5, ACTIVATION_SWIGLU, true, false, false});
+    check_experts(
         "experts, one takes all",
         (struct experts_case){700, 4, 1, 256, 256, 50.0, ACTIVATION_SWIGLU, true, false, true});
+}
+
+/* Reads that are finished later have what the memory held when they were started. */
+static void check_reads(void)
+{
+    enum { COUNT = 40000 };
+    struct stream *stream = streams[SIDE_GPU];
+    struct tensor x = tensor_new(arenas[SIDE_GPU], DTYPE_F32, COUNT);
+    float *host = calloc(COUNT, sizeof *host);
+    void *reads[5];
+    int num_wrong = 0;
+
+    for (int i = 0; i < 5; i++) {
+        for (int j = 0; j < COUNT; j++) {
+            host[j] = (float)(i * COUNT + j);
+        }
+        stream_copy_from_host(stream, x.data, host, COUNT * sizeof *host);
+        reads[i] = stream_read_start(stream, x.data, COUNT * sizeof *host);
+    }
+    for (int i = 4; i >= 0; i--) {
+        stream_read_finish(stream, reads[i], host);
+        for (int j = 0; j < COUNT; j++) {
+            num_wrong += host[j] != (float)(i * COUNT + j);
+        }
+    }
+    current = "reads";
+    num_checks++;
+    if (num_wrong > 0) {
+        failed("bytes", "%.0f wrong%.0f", num_wrong, 0.0);
+    }
+    free(host);
 }
 
 int main(int argc, char **argv)
@@ -786,6 +869,7 @@ int main(int argc, char **argv)
         streams[side] = stream_create(device, side == SIDE_CPU ? ops_cpu() : ops_cuda());
         arenas[side] = arena_create("check", &device->memory);
     }
+    check_reads();
     for (int pass = 0; pass < 2; pass++) {
         act = pass == 0 ? DTYPE_F32 : DTYPE_BF16;
         if (argc > 1 && strcmp(argv[1], dtype_name(act)) != 0) {

@@ -48,7 +48,7 @@ static inline double *reference_stage(const struct transformer_stage *stage,
     const int64_t h = stage->config.hidden_size;
     double *x = reference_embedding(&stage->embedding, t, h);
 
-    for (int i = 0; i < stage->num_layers; i++) {
+    for (int i = 0; i < stage->place.num_layers; i++) {
         x = reference_layer(&stage->layers[i], &rope, &routing[i], x, t, h, losses);
     }
     return reference_lm_loss(&stage->head, reference_norm(&stage->final_norm, x, t, h), t, h);

@@ -8,6 +8,14 @@ struct head_case {
     double *x, *weight;
 };
 
+static void init_head(struct lm_loss *head, struct param *tied)
+{
+    lm_loss_init(
+        head, &world.params, &world.groups,
+        &(struct lm_loss_config){
+            .vocab_size = VOCAB, .hidden_size = H, .init_std = 0.02f, .tied = tied});
+}
+
 static double head_loss(const void *context)
 {
     const struct head_case *c = context;
@@ -42,7 +50,7 @@ static void a_head_of_its_own(void **state)
 {
     struct head_case c;
 
-    lm_loss_init(&c.head, &world.params, &world.groups, VOCAB, H, 0.02f, NULL);
+    init_head(&c.head, NULL);
     assert_string_equal(c.head.weight->name, "output_layer.weight");
     check_head(&c);
 }
@@ -54,7 +62,7 @@ static void a_head_tied_to_the_embedding(void **state)
 
     embedding_layer_init(&embedding, &world.params, &world.groups,
                          &(struct embedding_config){.vocab_size = VOCAB, .hidden_size = H});
-    lm_loss_init(&c.head, &world.params, &world.groups, VOCAB, H, 0.02f, embedding.word);
+    init_head(&c.head, embedding.word);
     assert_int_equal(world.params.num_params, 1);
     check_head(&c);
 }
@@ -68,7 +76,7 @@ static void large_logits_stay_finite(void **state)
     struct lm_loss_saved saved;
     struct lm_loss head;
 
-    lm_loss_init(&head, &world.params, &world.groups, VOCAB, H, 0.02f, NULL);
+    init_head(&head, NULL);
     world_fill_params(10.0);
     world_make_pass(T, 1, VOCAB);
     lm_loss_forward(&head, &world.pass, &loss, &x, &saved);

@@ -2,8 +2,9 @@
  * the KV cache and evaluation against the plain pass; the null device against the CPU. */
 #include "reference_model.h"
 
-/* stage.params is the list that world.params mirrors, so that the checks of reference.h see it. */
+/* params is the list that world.params mirrors, so that the checks of reference.h see it. */
 struct stage_case {
+    struct param_list params;
     struct transformer_stage stage;
     struct stage_saved saved;
     struct routing *routing; /* [num_layers] */
@@ -13,9 +14,13 @@ struct stage_case {
 /* The world's parameters become the stage's: same params, filled with random values. */
 static void build(struct stage_case *c, const struct model_config *config)
 {
-    transformer_stage_init(&c->stage, &world.groups, config);
-    transformer_stage_allocate(&c->stage, stream, world.run, true);
-    world.params = c->stage.params;
+    const struct stage_place place = stage_place_whole(config);
+
+    param_list_init(&c->params);
+    transformer_stage_init(&c->stage, &c->params, &world.groups, config, &place);
+    param_list_allocate(&c->params, world.run, stream, config->dtype, true);
+    transformer_stage_allocate(&c->stage, stream, world.run);
+    world.params = c->params;
     assert_true(world.params.num_params <= WORLD_PARAMS_MAX);
     for (int i = 0; i < world.params.num_params; i++) {
         struct param *param = world.params.params[i];
@@ -27,7 +32,7 @@ static void build(struct stage_case *c, const struct model_config *config)
         world.values[i] = doubles_of(&param->value);
     }
     world_reset_grads();
-    stage_saved_init(&c->saved, &c->stage);
+    stage_saved_init(&c->saved, config->num_layers);
     world_make_pass(MODEL_S, MODEL_B, MODEL_VOCAB);
     c->loss_weight = doubles_of(&world.pass.loss_weight);
 }
@@ -37,6 +42,7 @@ static void unbuild(struct stage_case *c)
     world.params = (struct param_list){0};
     stage_saved_free(&c->saved);
     transformer_stage_free(&c->stage);
+    param_list_free(&c->params);
 }
 
 static double stage_loss(const void *context)
@@ -50,8 +56,8 @@ static double stage_loss(const void *context)
 
 static void read_routing(struct stage_case *c)
 {
-    c->routing = arena_allocate(arena, (size_t)c->stage.num_layers * sizeof *c->routing);
-    for (int i = 0; i < c->stage.num_layers; i++) {
+    c->routing = arena_allocate(arena, (size_t)c->stage.place.num_layers * sizeof *c->routing);
+    for (int i = 0; i < c->stage.place.num_layers; i++) {
         if (c->stage.layers[i].is_moe) {
             c->routing[i] =
                 routing_of(&c->stage.layers[i].moe.router, &c->saved.layers[i].moe.router);
@@ -65,7 +71,7 @@ static void keep_routing(struct stage_case *c)
     const size_t size =
         (size_t)MODEL_T * (size_t)c->stage.config.router_rule.topk * sizeof(int32_t);
 
-    for (int i = 0; i < c->stage.num_layers && c->stage.config.num_experts > 0; i++) {
+    for (int i = 0; i < c->stage.place.num_layers && c->stage.config.num_experts > 0; i++) {
         if (c->stage.layers[i].is_moe) {
             int32_t *chosen = arena_allocate(arena, size), *kept = arena_allocate(arena, size);
 
@@ -87,11 +93,11 @@ static void check_stage(const struct model_config *config, int64_t document_leng
     if (document_length > 0) {
         world_cut_documents(document_length);
     }
-    transformer_stage_forward(&c.stage, &world.pass, &loss, &c.saved);
+    transformer_stage_forward(&c.stage, &world.pass, NULL, NULL, &loss, &c.saved);
     read_routing(&c);
     keep_routing(&c);
     assert_close(&loss, reference_stage(&c.stage, c.routing, MODEL_T, &losses), 1e-5);
-    transformer_stage_backward(&c.stage, &world.pass, &c.saved);
+    transformer_stage_backward(&c.stage, &world.pass, NULL, NULL, &c.saved);
     check_gradients(stage_loss, &c, NULL, NULL);
     assert_int_equal(arena_used_bytes(world.saved), 0);
     assert_scratch_is_empty();
@@ -132,15 +138,15 @@ static struct stage_result run_batch(struct stage_case *c)
     const struct arena_mark mark = arena_mark(world.run);
     struct moe_metrics metrics;
 
-    moe_metrics_init(&metrics, stream, world.run, c->stage.num_layers);
+    moe_metrics_init(&metrics, stream, world.run, c->stage.place.num_layers);
     world.pass.metrics = &metrics;
     world_reset_grads();
     for (int microbatch = 0; microbatch < 2; microbatch++) {
-        transformer_stage_forward(&c->stage, &world.pass, &result.loss, &c->saved);
-        transformer_stage_backward(&c->stage, &world.pass, &c->saved);
+        transformer_stage_forward(&c->stage, &world.pass, NULL, NULL, &result.loss, &c->saved);
+        transformer_stage_backward(&c->stage, &world.pass, NULL, NULL, &c->saved);
     }
     transformer_stage_finish_batch(&c->stage, stream);
-    result.grads = copy_of(&c->stage.params.grads);
+    result.grads = copy_of(&c->params.grads);
     for (int metric = 0; metric < NUM_MOE_METRICS; metric++) {
         result.metrics[metric] = copy_of(&metrics.sums[metric]);
     }
@@ -151,7 +157,7 @@ static struct stage_result run_batch(struct stage_case *c)
 /* The expert biases, which the first batch has moved, begin anew. */
 static void reset_biases(struct stage_case *c)
 {
-    for (int i = 0; i < c->stage.num_layers; i++) {
+    for (int i = 0; i < c->stage.place.num_layers; i++) {
         if (c->stage.layers[i].is_moe && c->stage.config.expert_bias) {
             op_fill_zero(stream, &c->stage.layers[i].moe.router.expert_bias);
         }
@@ -178,7 +184,7 @@ static void check_recompute(const struct model_config *config)
 
         c.stage.config.recompute = variants[i].kind;
         c.stage.config.recompute_num_layers = variants[i].num_layers;
-        for (int layer = 0; layer < c.stage.num_layers; layer++) {
+        for (int layer = 0; layer < c.stage.place.num_layers; layer++) {
             c.stage.layers[layer].moe.recompute = variants[i].moe;
         }
         reset_biases(&c);
@@ -215,9 +221,9 @@ static size_t kept_bytes(struct stage_case *c, enum recompute_kind kind, int num
 
     c->stage.config.recompute = kind;
     c->stage.config.recompute_num_layers = num_layers;
-    transformer_stage_forward(&c->stage, &world.pass, &loss, &c->saved);
+    transformer_stage_forward(&c->stage, &world.pass, NULL, NULL, &loss, &c->saved);
     kept = arena_used_bytes(world.saved);
-    transformer_stage_backward(&c->stage, &world.pass, &c->saved);
+    transformer_stage_backward(&c->stage, &world.pass, NULL, NULL, &c->saved);
     return kept;
 }
 
@@ -253,14 +259,17 @@ static void build_bf16(struct stage_case *bf16, struct stage_case *f32)
     struct tensor rounded;
 
     config.dtype = DTYPE_BF16;
-    transformer_stage_init(&bf16->stage, &world.groups, &config);
-    transformer_stage_allocate(&bf16->stage, stream, world.run, true);
-    stage_saved_init(&bf16->saved, &bf16->stage);
-    rounded = bf16->stage.params.values;
+    param_list_init(&bf16->params);
+    transformer_stage_init(&bf16->stage, &bf16->params, &world.groups, &config,
+                           &f32->stage.place);
+    param_list_allocate(&bf16->params, world.run, stream, config.dtype, true);
+    transformer_stage_allocate(&bf16->stage, stream, world.run);
+    stage_saved_init(&bf16->saved, config.num_layers);
+    rounded = bf16->params.values;
     op_linear_combination(stream, &(struct linear_combination){
-                                      .y = &rounded, .x = &f32->stage.params.values, .a = 1.0f});
+                                      .y = &rounded, .x = &f32->params.values, .a = 1.0f});
     op_linear_combination(stream, &(struct linear_combination){
-                                      .y = &f32->stage.params.values, .x = &rounded, .a = 1.0f});
+                                      .y = &f32->params.values, .x = &rounded, .a = 1.0f});
 }
 
 /* |got - expected| and |expected| of a parameter's gradient; that of f32 began at grad_start. */
@@ -309,13 +318,13 @@ static void check_bf16(struct model_config config)
     config.capacity_factor = 0.0;
     build(&f32, &config);
     build_bf16(&bf16, &f32);
-    transformer_stage_forward(&f32.stage, &world.pass, &exact, &f32.saved);
-    transformer_stage_backward(&f32.stage, &world.pass, &f32.saved);
+    transformer_stage_forward(&f32.stage, &world.pass, NULL, NULL, &exact, &f32.saved);
+    transformer_stage_backward(&f32.stage, &world.pass, NULL, NULL, &f32.saved);
     world.pass.dtype = DTYPE_BF16;
-    transformer_stage_forward(&bf16.stage, &world.pass, &loss, &bf16.saved);
-    transformer_stage_backward(&bf16.stage, &world.pass, &bf16.saved);
+    transformer_stage_forward(&bf16.stage, &world.pass, NULL, NULL, &loss, &bf16.saved);
+    transformer_stage_backward(&bf16.stage, &world.pass, NULL, NULL, &bf16.saved);
     assert_close(&loss, doubles_of(&exact), 0.15);
-    assert_grads_are_near(&bf16.stage.params, &f32.stage.params);
+    assert_grads_are_near(&bf16.params, &f32.params);
     assert_int_equal(arena_used_bytes(world.saved), 0);
     stage_saved_free(&bf16.saved);
     transformer_stage_free(&bf16.stage);
@@ -348,16 +357,16 @@ static void evaluation_gives_the_loss_without_dropout(void **state)
 
     build(&c, &config);
     world.pass.training = false;
-    transformer_stage_forward(&c.stage, &world.pass, &loss, &c.saved);
+    transformer_stage_forward(&c.stage, &world.pass, NULL, NULL, &loss, &c.saved);
     assert_int_equal(arena_used_bytes(world.saved), 0);
     world.pass.training = true;
     c.stage.embedding.dropout = 0.0f;
-    for (int i = 0; i < c.stage.num_layers; i++) {
+    for (int i = 0; i < c.stage.place.num_layers; i++) {
         c.stage.layers[i].hidden_dropout = 0.0f;
         c.stage.layers[i].attention.config.dropout = 0.0f;
     }
-    transformer_stage_forward(&c.stage, &world.pass, &plain, &c.saved);
-    transformer_stage_backward(&c.stage, &world.pass, &c.saved);
+    transformer_stage_forward(&c.stage, &world.pass, NULL, NULL, &plain, &c.saved);
+    transformer_stage_backward(&c.stage, &world.pass, NULL, NULL, &c.saved);
     assert_same_bits(&loss, &plain);
     unbuild(&c);
 }
@@ -385,7 +394,7 @@ static void logits_of_piece(struct stage_case *c, struct kv_cache *caches, struc
     pass.token = tensor_rows(&world.pass.token, first * MODEL_B, count * MODEL_B);
     pass.position = tensor_rows(&world.pass.position, first * MODEL_B, count * MODEL_B);
     pass.token_id = tensor_rows(&world.pass.token_id, first * MODEL_B, count * MODEL_B);
-    for (int i = 0; i < c->stage.num_layers; i++) {
+    for (int i = 0; i < c->stage.place.num_layers; i++) {
         caches[i].length = first;
     }
     transformer_stage_logits(&c->stage, &pass, caches, &rows, NULL);
@@ -440,7 +449,7 @@ static void router_logits_are_those_of_the_pass(void **state)
     for (int i = 0; i < 3; i++) {
         router_logits[i] = poisoned_tensor(DTYPE_F32, MODEL_T, config.num_experts);
     }
-    transformer_stage_forward(&c.stage, &world.pass, &loss, &c.saved);
+    transformer_stage_forward(&c.stage, &world.pass, NULL, NULL, &loss, &c.saved);
     world.pass.training = false;
     transformer_stage_logits(&c.stage, &world.pass, NULL, &logits, router_logits);
     for (int i = 1; i < 3; i++) { /* layer 0 is dense */
@@ -465,28 +474,33 @@ static struct peaks peaks_on(const struct device *device, const struct ops *ops,
     struct arena *scratch = arena_create("call", &device->memory);
     struct tensor loss = tensor_new(run, DTYPE_F32, MODEL_T);
     struct pass pass = world.pass;
+    const struct stage_place place = stage_place_whole(config);
     struct transformer_stage stage;
+    struct param_list params;
     struct stage_saved stage_saved;
     struct moe_metrics metrics;
     struct peaks peaks;
 
-    transformer_stage_init(&stage, &world.groups, config);
-    transformer_stage_allocate(&stage, on, run, true);
-    param_list_initialize(&stage.params, on, 1);
+    param_list_init(&params);
+    transformer_stage_init(&stage, &params, &world.groups, config, &place);
+    param_list_allocate(&params, run, on, config->dtype, true);
+    transformer_stage_allocate(&stage, on, run);
+    param_list_initialize(&params, on, 1);
     moe_metrics_init(&metrics, on, run, config->num_layers);
     pass.stream = on;
     pass.dtype = config->dtype;
     pass.saved = saved;
     pass.scratch = scratch;
     pass.metrics = &metrics;
-    stage_saved_init(&stage_saved, &stage);
-    transformer_stage_forward(&stage, &pass, &loss, &stage_saved);
-    transformer_stage_backward(&stage, &pass, &stage_saved);
+    stage_saved_init(&stage_saved, config->num_layers);
+    transformer_stage_forward(&stage, &pass, NULL, NULL, &loss, &stage_saved);
+    transformer_stage_backward(&stage, &pass, NULL, NULL, &stage_saved);
     transformer_stage_finish_batch(&stage, on);
     peaks =
         (struct peaks){arena_peak_bytes(run), arena_peak_bytes(saved), arena_peak_bytes(scratch)};
     stage_saved_free(&stage_saved);
     transformer_stage_free(&stage);
+    param_list_free(&params);
     arena_destroy(scratch);
     arena_destroy(saved);
     arena_destroy(run);

@@ -438,6 +438,152 @@ static void large_scores_are_harmless(void **state)
     check_attention_within(c, DTYPE_F32, false, 1e-3);
 }
 
+/* The keys of a case in parts, as a ring of ranks meets them: the last part first, where early
+ * queries see nothing yet, then the others from the start; gradients add up in f32. */
+struct part_sums {
+    struct tensor out, d_q, d_k, d_v; /* f32, of all queries and keys */
+};
+
+static struct attention part_call(struct attention args, struct tensor parts[2], int64_t first,
+                                  int64_t end)
+{
+    parts[0] = tensor_rows(args.k, first, end - first);
+    parts[1] = tensor_rows(args.v, first, end - first);
+    args.k = &parts[0];
+    args.v = &parts[1];
+    args.k_start = first;
+    args.kv_length = end - first;
+    return args;
+}
+
+static void run_parts(const struct attention *args, struct part_sums *sums, const int64_t *cuts,
+                      int num_parts)
+{
+    for (int i = 0; i < num_parts; i++) {
+        const int part = i == 0 ? num_parts - 1 : i - 1;
+        struct tensor parts[2];
+        struct attention call = part_call(*args, parts, cuts[part], cuts[part + 1]);
+
+        call.merge = i > 0;
+        call.out = &sums->out;
+        op_attention_forward(stream, &call);
+    }
+}
+
+static void run_parts_backward(const struct attention *args, const struct tensor *d_out,
+                               struct part_sums *sums, const int64_t *cuts, int num_parts)
+{
+    for (int part = 0; part < num_parts; part++) {
+        const int64_t first = cuts[part], count = cuts[part + 1] - cuts[part];
+        struct tensor parts[2], d_k = tensor_rows(&sums->d_k, first, count);
+        struct tensor d_v = tensor_rows(&sums->d_v, first, count);
+        const struct attention call = part_call(*args, parts, first, first + count);
+
+        op_attention_backward(stream, &(struct attention_backward){.forward = call,
+                                                                   .d_out = d_out,
+                                                                   .d_q = &sums->d_q,
+                                                                   .d_k = &d_k,
+                                                                   .d_v = &d_v,
+                                                                   .accumulate = true});
+    }
+}
+
+/* Rounds to the dtype of x, as the layer does when all parts are in. */
+static void round_to(struct tensor *x, const struct tensor *sum)
+{
+    for (int64_t i = 0; i < tensor_num_elements(x); i++) {
+        tensor_set(x, i, tensor_get(sum, i));
+    }
+}
+
+static void assert_sums(const struct part_sums *sums, const struct results *expected)
+{
+    /* What check_parts let them be added to. */
+    for (int64_t i = 0; i < tensor_num_elements(&sums->d_q); i++) {
+        expected->d_q[i] += 1.0;
+    }
+    for (int64_t i = 0; i < tensor_num_elements(&sums->d_k); i++) {
+        expected->d_k[i] += 2.0;
+        expected->d_v[i] += 3.0;
+    }
+    assert_close(&sums->d_q, expected->d_q, 1e-5);
+    assert_close(&sums->d_k, expected->d_k, 1e-5);
+    assert_close(&sums->d_v, expected->d_v, 1e-5);
+}
+
+static struct tensor filled(struct tensor x, double value)
+{
+    for (int64_t i = 0; i < tensor_num_elements(&x); i++) {
+        tensor_set(&x, i, value);
+    }
+    return x;
+}
+
+static void check_parts(struct attention_case c, enum dtype dtype, bool with_documents,
+                        const int64_t *cuts, int num_parts)
+{
+    struct attention_tensors t = make_tensors(&c, dtype);
+    const struct attention args = attention_args(&c, &t, with_documents);
+    struct part_sums sums = {
+        .out = poisoned_tensor(DTYPE_F32, c.s, c.b, c.num_heads, c.d),
+        .d_q = filled(tensor_new(arena, DTYPE_F32, c.s, c.b, c.num_heads, c.d), 1.0),
+        .d_k = filled(tensor_new(arena, DTYPE_F32, c.kv_rows, c.b, c.num_groups, c.d), 2.0),
+        .d_v = filled(tensor_new(arena, DTYPE_F32, c.kv_rows, c.b, c.num_groups, c.d), 3.0)};
+    struct results expected;
+
+    c.scale = (double)args.scale;
+    c.document_start = with_documents ? t.document_start.data : NULL;
+    c.sample_id = t.sample_id.data;
+    c.q = doubles_of(&t.q);
+    c.k = doubles_of(&t.k);
+    c.v = doubles_of(&t.v);
+    c.d_out = doubles_of(&t.d_out);
+    expected = new_results(&c);
+    reference_attention(&c, &expected, false);
+    run_parts(&args, &sums, cuts, num_parts);
+    assert_close(&sums.out, expected.out, 1e-5);
+    assert_close(&t.lse, expected.lse, 1e-5);
+    round_to(&t.out, &sums.out);
+    c.out = doubles_of(&t.out);
+    reference_attention(&c, &expected, true);
+    run_parts_backward(&args, &t.d_out, &sums, cuts, num_parts);
+    assert_sums(&sums, &expected);
+}
+
+static void parts_of_the_keys_add_up_to_the_whole(void **state)
+{
+    const int64_t few[] = {0, 1, 4, 13}, many[] = {0, 97, 101, 203, 211};
+    struct attention_case c = case_of(13, 2, 4, 2, 7);
+
+    check_parts(c, DTYPE_F32, false, few, 3);
+    check_parts(c, DTYPE_F32, true, few, 3);
+    c = case_of(211, 2, 4, 2, 16);
+    check_parts(c, DTYPE_F32, true, many, 4);
+    check_parts(c, DTYPE_BF16, true, many, 4);
+    c.dropout = (struct dropout_rule){0.4f, rng_key(8, "parts", 1)};
+    check_parts(c, DTYPE_F32, false, many, 4);
+    check_parts(c, DTYPE_BF16, true, many, 4);
+    c.s = 50; /* queries that begin within the keys */
+    c.q_start = 161;
+    check_parts(c, DTYPE_F32, false, many, 4);
+}
+
+static void a_query_that_sees_no_key_counts_for_nothing(void **state)
+{
+    struct attention_case c = case_of(5, 1, 2, 1, 8);
+    struct attention_tensors t = make_tensors(&c, DTYPE_F32);
+    struct attention args = attention_args(&c, &t, false);
+
+    args.k_start = 3; /* queries 0, 1, 2 are before all keys */
+    op_attention_forward(stream, &args);
+    for (int64_t i = 0; i < tensor_num_elements(&t.out); i++) {
+        assert_true(i < 3 * 16 ? tensor_get(&t.out, i) == 0.0 : tensor_get(&t.out, i) != 0.0);
+    }
+    for (int64_t i = 0; i < tensor_num_elements(&t.lse); i++) {
+        assert_true((tensor_get(&t.lse, i) == -INFINITY) == (i % 5 < 3));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -450,6 +596,9 @@ int main(void)
         cmocka_unit_test_teardown(dropout_is_the_same_in_both_passes, reference_empty_arena),
         cmocka_unit_test_teardown(masks_do_not_depend_on_the_layout, reference_empty_arena),
         cmocka_unit_test_teardown(large_scores_are_harmless, reference_empty_arena),
+        cmocka_unit_test_teardown(parts_of_the_keys_add_up_to_the_whole, reference_empty_arena),
+        cmocka_unit_test_teardown(a_query_that_sees_no_key_counts_for_nothing,
+                                  reference_empty_arena),
     };
 
     return cmocka_run_group_tests(tests, reference_start, reference_stop);

@@ -1,4 +1,4 @@
-/* oracle_hf DIR: this build against transformers. DIR is a Hugging Face Mixtral directory with
+/* oracle_hf DIR [--device cuda]: this build against transformers. DIR is a Hugging Face Mixtral directory with
  * golden.safetensors beside the weights: logits, router logits, loss and every gradient of one
  * batch, and a training trajectory. Prints the worst figure of each kind; exit 1 if one is over its
  * bar.
@@ -28,6 +28,7 @@ struct oracle {
     int num_model_tensors;
     struct oracle_tensors golden;
     struct oracle_run run;
+    struct param_list params;
     struct transformer_stage stage;
     struct stage_saved saved;
     struct batch_shape batch, training;
@@ -128,7 +129,7 @@ static int check_inventory(struct oracle *o)
 /* The parameter of a tensor of the mapping; both must know the same shape. */
 static struct param *param_of(struct oracle *o, const struct hf_model_tensor *tensor)
 {
-    struct param *param = param_find(&o->stage.params, tensor->name);
+    struct param *param = param_find(&o->params, tensor->name);
 
     if (param == NULL || param->num_dims != tensor->num_dims ||
         memcmp(param->global_shape, tensor->global_shape,
@@ -141,8 +142,8 @@ static struct param *param_of(struct oracle *o, const struct hf_model_tensor *te
 static int load_weights(struct oracle *o)
 {
     TRY(check_inventory(o));
-    if (o->num_model_tensors != o->stage.params.num_params) {
-        return error_set("the model has %d parameters, the mapping %d", o->stage.params.num_params,
+    if (o->num_model_tensors != o->params.num_params) {
+        return error_set("the model has %d parameters, the mapping %d", o->params.num_params,
                          o->num_model_tensors);
     }
     for (int i = 0; i < o->num_model_tensors; i++) {
@@ -160,12 +161,16 @@ static int load_weights(struct oracle *o)
 static int build(struct oracle *o, const char *directory)
 {
     struct model_config config;
+    struct stage_place place;
 
     TRY(open_files(o, directory));
     model_config_of(o, &config);
-    transformer_stage_init(&o->stage, &o->run.groups, &config);
-    transformer_stage_allocate(&o->stage, o->run.stream, o->run.run, true);
-    stage_saved_init(&o->saved, &o->stage);
+    param_list_init(&o->params);
+    place = stage_place_whole(&config);
+    transformer_stage_init(&o->stage, &o->params, &o->run.groups, &config, &place);
+    param_list_allocate(&o->params, o->run.run, o->run.stream, config.dtype, true);
+    transformer_stage_allocate(&o->stage, o->run.stream, o->run.run);
+    stage_saved_init(&o->saved, place.num_layers);
     return load_weights(o);
 }
 
@@ -199,9 +204,9 @@ static float forward_backward(struct oracle *o, const struct pass *pass)
     struct tensor loss = tensor_new(o->run.run, DTYPE_F32, num_tokens);
     double sum = 0.0;
 
-    op_fill_zero(o->run.stream, &o->stage.params.grads);
-    transformer_stage_forward(&o->stage, pass, &loss, &o->saved);
-    transformer_stage_backward(&o->stage, pass, &o->saved);
+    op_fill_zero(o->run.stream, &o->params.grads);
+    transformer_stage_forward(&o->stage, pass, NULL, NULL, &loss, &o->saved);
+    transformer_stage_backward(&o->stage, pass, NULL, NULL, &o->saved);
     for (int64_t t = 0; t < num_tokens; t++) {
         sum += (double)((const float *)loss.data)[t];
     }
@@ -243,7 +248,7 @@ static int compare_router_logits(struct oracle *o, struct oracle_case *c,
 {
     const int64_t num_tokens = o->batch.num_sequences * o->batch.num_positions;
 
-    for (int i = 0; i < o->stage.num_layers; i++) {
+    for (int i = 0; i < o->stage.place.num_layers; i++) {
         const struct tensor got = by_sequence(o, &router_logits[i], &o->batch);
         struct tensor expected;
         char name[64];
@@ -286,11 +291,11 @@ static int compare_logits(struct oracle *o, const struct pass *pass,
     const int64_t num_tokens = pass->token.dim[0], vocab_size = o->config->vocab_size;
     struct tensor expected, got = tensor_new(o->run.run, DTYPE_F32, num_tokens, vocab_size);
     struct tensor *router_logits =
-        arena_allocate(o->run.run, (size_t)o->stage.num_layers * sizeof *router_logits);
+        arena_allocate(o->run.run, (size_t)o->stage.place.num_layers * sizeof *router_logits);
     struct pass evaluation = *pass;
 
     evaluation.training = false;
-    for (int i = 0; i < o->stage.num_layers; i++) {
+    for (int i = 0; i < o->stage.place.num_layers; i++) {
         router_logits[i] =
             tensor_new(o->run.run, DTYPE_F32, num_tokens, o->config->num_local_experts);
     }
@@ -418,7 +423,7 @@ static int training_step(struct oracle *o, struct trajectory *trajectory, const 
 
     TRY(make_pass(o, &o->training, tokens, &pass));
     loss = forward_backward(o, &pass);
-    grad_norm_clip_scale(&o->stage.params, &o->run.groups, o->run.stream, o->run.scratch, 1.0f,
+    grad_norm_clip_scale(&trajectory->optimizer, &o->run.groups, o->run.stream, o->run.scratch, 1.0f,
                          &trajectory->grad_norm, &trajectory->grad_scale);
     optimizer_step(&trajectory->optimizer, o->run.stream, &rates, &trajectory->grad_scale);
     snprintf(what, sizeof what, "step %lld", (long long)i);
@@ -462,7 +467,7 @@ static void check_trajectory(struct oracle *o)
     optimizer_init(&trajectory.optimizer,
                    &(struct optimizer_config){
                        .kind = OPTIMIZER_ADAM, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f},
-                   &o->stage.params, o->run.stream, o->run.run);
+                   &o->params, NULL, o->run.stream, o->run.run);
     status = run_trajectory(o, &trajectory);
     oracle_case_end(&trajectory.loss, status);
     oracle_case_end(&trajectory.norm, status);
@@ -522,11 +527,14 @@ int main(int argc, char **argv)
 {
     struct oracle o = {0};
 
-    if (argc != 2) {
-        fprintf(stderr, "usage: oracle_hf DIR\n");
+    if (argc != 2 && !(argc == 4 && strcmp(argv[2], "--device") == 0)) {
+        fprintf(stderr, "usage: oracle_hf DIR [--device cpu|cuda]\n");
         return 2;
     }
-    oracle_run_begin(&o.run);
+    if (oracle_run_begin_on(&o.run, argc == 4 ? argv[3] : "cpu") != 0) {
+        fprintf(stderr, "oracle_hf: %s\n", error_text());
+        return 77;
+    }
     if (build(&o, argv[1]) == 0) {
         check_batch(&o);
         check_trajectory(&o);
@@ -537,6 +545,7 @@ int main(int argc, char **argv)
     }
     stage_saved_free(&o.saved);
     transformer_stage_free(&o.stage);
+    param_list_free(&o.params);
     free(o.model_tensors);
     hf_mixtral_close(o.model);
     oracle_tensors_close(&o.golden);

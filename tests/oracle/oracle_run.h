@@ -1,10 +1,10 @@
-/* oracle_run.h - the machinery of a run on the CPU: a stream, arenas, the groups of one rank, a
- * pass over B sequences of S tokens. */
+/* oracle_run.h - the machinery of a run: a stream, arenas, the groups of one rank, a pass over B
+ * sequences of S tokens. */
 #ifndef CADRE_TESTS_ORACLE_ORACLE_RUN_H
 #define CADRE_TESTS_ORACLE_ORACLE_RUN_H
 
 #include "nn/pass.h"
-#include "ops/ops.h"
+#include "oracle_device.h"
 
 struct oracle_run {
     struct stream *stream;
@@ -12,15 +12,28 @@ struct oracle_run {
     struct groups groups;
 };
 
+/* name: "cpu" or "cuda". Returns -1 with an error where that device is not there. */
+static inline int oracle_run_begin_on(struct oracle_run *run, const char *name)
+{
+    const struct device *device = device_select(name, 1);
+    const struct ops *ops = device != NULL ? ops_for(device) : NULL;
+    struct memory_source memory;
+
+    if (ops == NULL) {
+        return -1;
+    }
+    memory = oracle_memory(device);
+    run->stream = stream_create(device, oracle_ops(ops));
+    run->run = arena_create("run", &memory);
+    run->saved = arena_create("microbatch", &memory);
+    run->scratch = arena_create("call", &memory);
+    groups_create_self(&run->groups);
+    return 0;
+}
+
 static inline void oracle_run_begin(struct oracle_run *run)
 {
-    const struct memory_source *memory = &device_cpu()->memory;
-
-    run->stream = stream_create(device_cpu(), ops_cpu());
-    run->run = arena_create("run", memory);
-    run->saved = arena_create("microbatch", memory);
-    run->scratch = arena_create("call", memory);
-    groups_create_self(&run->groups);
+    CHECK(oracle_run_begin_on(run, "cpu") == 0, "%s", error_text());
 }
 
 static inline void oracle_run_end(struct oracle_run *run)

@@ -146,7 +146,9 @@ static void interleaving_needs_stages_and_even_chunks(void **state) /* M4.5.3 */
                2, "say the same thing");
     case_error(BASE_FLAGS "--pipeline-model-parallel-size 2 --global-batch-size 6 "
                           "--num-layers-per-virtual-pipeline-stage 2",
-               2, "number of microbatches in the interleaved schedule 3 is not divisible by");
+               2,
+               "number of microbatches (3) is not divisible by --pipeline-model-parallel-size (2) "
+               "when using interleaved schedule: global batch size 6; legal are multiples of 4");
     case_valid(&o,
                BASE_FLAGS "--pipeline-model-parallel-size 2 --global-batch-size 8 "
                           "--num-layers-per-virtual-pipeline-stage 1",
@@ -158,6 +160,167 @@ static void interleaving_needs_stages_and_even_chunks(void **state) /* M4.5.3 */
                           "--num-layers-per-virtual-pipeline-stage 4",
                2); /* one chunk: like no interleaving */
     assert_int_equal(o.virtual_pipeline_size, 1);
+    options_free(&o);
+}
+
+static void one_chunk_on_a_stage_is_legal_everywhere(void **state) /* M4.5.23 */
+{
+    static const char *const flags[] = {
+        "--num-virtual-stages-per-pipeline-rank 1", "--num-layers-per-virtual-pipeline-stage 8",
+        "--num-virtual-stages-per-pipeline-rank 1 --no-overlap-p2p-communication"};
+
+    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
+        struct options o;
+        char line[1024];
+
+        snprintf(line, sizeof line, BASE_FLAGS "--global-batch-size 6 %s", flags[i]);
+        case_valid(&o, line, 1);
+        assert_int_equal(o.virtual_pipeline_size, 1);
+        options_free(&o);
+    }
+}
+
+#define INTERLEAVED_FLAGS                                                                          \
+    "--num-layers 8 --pipeline-model-parallel-size 4 --num-virtual-stages-per-pipeline-rank 2 "
+
+static void groups_of_microbatches_keep_all_stages_busy(void **state) /* section 5.5, HEAD */
+{
+    struct options o;
+
+    case_error(BASE_FLAGS INTERLEAVED_FLAGS
+               "--global-batch-size 16 --microbatch-group-size-per-virtual-pipeline-stage 3",
+               4,
+               "--microbatch-group-size-per-virtual-pipeline-stage 3: must be at least "
+               "--pipeline-model-parallel-size 4");
+    case_error(BASE_FLAGS INTERLEAVED_FLAGS
+               "--global-batch-size 16 --microbatch-group-size-per-virtual-pipeline-stage 9",
+               4, "number of microbatches (8, of global batch size 16) in groups of 9");
+    case_error(BASE_FLAGS INTERLEAVED_FLAGS
+               "--global-batch-size 16 --microbatch-group-size-per-virtual-pipeline-stage 5",
+               4, "must be at least one group, and leave none or at least 4");
+    accepted(BASE_FLAGS INTERLEAVED_FLAGS
+             "--global-batch-size 18 --microbatch-group-size-per-virtual-pipeline-stage 5",
+             4);
+    case_valid(&o, BASE_FLAGS INTERLEAVED_FLAGS "--global-batch-size 16", 4);
+    assert_int_equal(o.microbatch_group_size_per_virtual_pipeline_stage, 4);
+    options_free(&o);
+    case_error(SAMPLES_FLAGS INTERLEAVED_FLAGS "--global-batch-size 16 --rampup-batch-size 8 4 10",
+               4, "number of microbatches (6) is not divisible"); /* on the way up */
+    accepted(SAMPLES_FLAGS INTERLEAVED_FLAGS "--global-batch-size 16 --rampup-batch-size 8 8 10",
+             4);
+}
+
+static void the_first_and_last_stage_may_differ(void **state) /* section 5.6 */
+{
+    case_error(BASE_FLAGS "--decoder-first-pipeline-num-layers 2", 1,
+               "--decoder-first-pipeline-num-layers 2 needs --pipeline-model-parallel-size above "
+               "1");
+    case_error(BASE_FLAGS "--pipeline-model-parallel-size 4 --decoder-first-pipeline-num-layers 1",
+               4,
+               "--num-layers 8 - 1 (--decoder-first-pipeline-num-layers) - 0 "
+               "(--decoder-last-pipeline-num-layers) leaves 7 layers for the 3 other stages of "
+               "--pipeline-model-parallel-size 4: must be a positive multiple of 3");
+    case_error(BASE_FLAGS "--pipeline-model-parallel-size 2 --decoder-last-pipeline-num-layers 8",
+               2, "leaves 0 layers for the 1 other stages");
+    case_error(BASE_FLAGS "--pipeline-model-parallel-size 2 --decoder-last-pipeline-num-layers 3 "
+                          "--decoder-first-pipeline-num-layers 4",
+               2,
+               "leaves 1 layers for the 0 other stages of --pipeline-model-parallel-size 2: "
+               "must be 0");
+    accepted(BASE_FLAGS "--pipeline-model-parallel-size 2 --decoder-last-pipeline-num-layers 3 "
+                        "--decoder-first-pipeline-num-layers 5",
+             2);
+    accepted(BASE_FLAGS "--pipeline-model-parallel-size 3 --decoder-first-pipeline-num-layers 3 "
+                        "--decoder-last-pipeline-num-layers 1",
+             3);
+    accepted(BASE_FLAGS "--pipeline-model-parallel-size 4 --decoder-first-pipeline-num-layers 2",
+             4);
+}
+
+static void stages_of_different_size_are_interleaved_by_their_number_of_chunks(void **state)
+{
+    struct options o;
+
+    case_error(BASE_FLAGS "--pipeline-model-parallel-size 2 --decoder-last-pipeline-num-layers 2 "
+                          "--num-layers-per-virtual-pipeline-stage 2",
+               2, "need --num-virtual-stages-per-pipeline-rank instead");
+    case_error(BASE_FLAGS "--pipeline-model-parallel-size 2 --decoder-last-pipeline-num-layers 3 "
+                          "--num-virtual-stages-per-pipeline-rank 2",
+               2, "number of layers per pipeline stage 5 is not divisible by");
+    case_error(BASE_FLAGS "--num-layers 9 --pipeline-model-parallel-size 2 "
+                          "--decoder-last-pipeline-num-layers 3 "
+                          "--num-virtual-stages-per-pipeline-rank 2",
+               2, "number of layers per pipeline stage 3 is not divisible by");
+    case_valid(&o,
+               BASE_FLAGS "--global-batch-size 4 --pipeline-model-parallel-size 2 "
+                          "--decoder-last-pipeline-num-layers 2 "
+                          "--num-virtual-stages-per-pipeline-rank 2",
+               2);
+    assert_int_equal(o.virtual_pipeline_size, 2);
+    options_free(&o);
+}
+
+static void context_parallel_exchange_is_one_type_or_one_a_layer(void **state) /* section 7 */
+{
+    struct options o;
+
+    case_error(BASE_FLAGS "--context-parallel-size 2 --cp-comm-type a2a+p2p", 2,
+               "--cp-comm-type a2a+p2p: context parallelism has one level in cadre; must be p2p, "
+               "all_gather or a2a");
+    case_error(BASE_FLAGS "--context-parallel-size 2 --cp-comm-type ring", 2,
+               "--cp-comm-type ring: must be p2p, all_gather or a2a");
+    case_error(BASE_FLAGS "--cp-comm-type p2p a2a", 2,
+               "--cp-comm-type has 2 values: must be one, or --num-layers 8");
+    case_valid(&o, BASE_FLAGS "--context-parallel-size 2", 2);
+    assert_string_equal(options_cp_comm_type(&o, 7), "p2p");
+    options_free(&o);
+    case_valid(&o,
+               BASE_FLAGS "--num-layers 3 --context-parallel-size 2 --cp-comm-type a2a allgather "
+                          "all_gather",
+               2);
+    assert_string_equal(options_cp_comm_type(&o, 0), "a2a");
+    assert_string_equal(options_cp_comm_type(&o, 1), "all_gather");
+    assert_string_equal(options_cp_comm_type(&o, 2), "all_gather");
+    options_free(&o);
+}
+
+static void a2a_deals_out_whole_heads(void **state)
+{
+    case_error(BASE_FLAGS "--context-parallel-size 2 --tensor-model-parallel-size 8 "
+                          "--sequence-parallel --cp-comm-type a2a",
+               16,
+               "--cp-comm-type a2a: --num-attention-heads / --tensor-model-parallel-size 1 is not "
+               "divisible by --context-parallel-size 2: for 1, legal are 1");
+    case_error(BASE_FLAGS "--group-query-attention --num-query-groups 2 --context-parallel-size 4 "
+                          "--cp-comm-type a2a",
+               4,
+               "--num-query-groups / --tensor-model-parallel-size 2 is not divisible by "
+               "--context-parallel-size 4: for 2, legal are 1, 2");
+    accepted(BASE_FLAGS "--group-query-attention --num-query-groups 2 --context-parallel-size 4",
+             4);
+    accepted(BASE_FLAGS "--context-parallel-size 2 --tensor-model-parallel-size 4 "
+                        "--sequence-parallel --cp-comm-type a2a",
+             8);
+}
+
+static void overlapped_tensor_exchange_needs_sequence_parallelism(void **state)
+{
+    case_error(BASE_FLAGS "--tensor-model-parallel-size 2 --tp-comm-overlap", 2,
+               "add --sequence-parallel");
+    accepted(BASE_FLAGS "--tensor-model-parallel-size 2 --tp-comm-overlap --sequence-parallel", 2);
+}
+
+static void deadlines_may_be_fractions_of_a_minute(void **state)
+{
+    struct options o;
+
+    case_error(BASE_FLAGS "--distributed-timeout-minutes 0", 1,
+               "--distributed-timeout-minutes 0: must be a number above 0");
+    case_valid(&o, BASE_FLAGS "--distributed-timeout-minutes 0.05", 1);
+    assert_true(o.distributed_timeout_minutes == 0.05);
+    options_free(&o);
+    case_valid(&o, BASE_FLAGS, 1);
+    assert_true(o.distributed_timeout_minutes == 10.0);
     options_free(&o);
 }
 
@@ -747,13 +910,15 @@ static void checkpoint_flags_need_a_directory(void **state)
     case_error(BASE_FLAGS "--ckpt-format torch", 1, "--ckpt-format torch: must be torch_dist");
 }
 
-static void the_device_is_the_cpu(void **state)
+static void the_device_is_chosen_when_the_run_starts(void **state)
 {
     struct options o;
 
-    case_error(BASE_FLAGS "--device cuda", 1, "this build has no CUDA; legal: cpu, auto");
     case_valid(&o, BASE_FLAGS, 1);
-    assert_string_equal(o.device, "cpu");
+    assert_string_equal(o.device, "auto");
+    options_free(&o);
+    case_valid(&o, BASE_FLAGS "--device cuda", 1);
+    assert_string_equal(o.device, "cuda");
     options_free(&o);
 }
 
@@ -767,6 +932,14 @@ int main(void)
         cmocka_unit_test(the_ramp_goes_in_whole_steps),
         cmocka_unit_test(interleaving_needs_stages_and_even_chunks),
         cmocka_unit_test(overlapped_gather_needs_its_parts),
+        cmocka_unit_test(one_chunk_on_a_stage_is_legal_everywhere),
+        cmocka_unit_test(groups_of_microbatches_keep_all_stages_busy),
+        cmocka_unit_test(the_first_and_last_stage_may_differ),
+        cmocka_unit_test(stages_of_different_size_are_interleaved_by_their_number_of_chunks),
+        cmocka_unit_test(context_parallel_exchange_is_one_type_or_one_a_layer),
+        cmocka_unit_test(a2a_deals_out_whole_heads),
+        cmocka_unit_test(overlapped_tensor_exchange_needs_sequence_parallelism),
+        cmocka_unit_test(deadlines_may_be_fractions_of_a_minute),
         cmocka_unit_test(fp16_is_refused),
         cmocka_unit_test(iterations_and_samples_do_not_mix),
         cmocka_unit_test(the_sizes_of_the_model_are_required),
@@ -805,7 +978,7 @@ int main(void)
         cmocka_unit_test(a_run_without_idle_flags_warns_of_nothing),
         cmocka_unit_test(a_bad_layer_pattern_is_found_early),
         cmocka_unit_test(checkpoint_flags_need_a_directory),
-        cmocka_unit_test(the_device_is_the_cpu),
+        cmocka_unit_test(the_device_is_chosen_when_the_run_starts),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <pthread.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -291,7 +292,7 @@ static void *save_and_load_as_rank(void *argument)
     return result == 0 ? argument : NULL;
 }
 
-static void run_ranks(bool expect_success)
+static void run_ranks(void *(*function)(void *), bool expect_success)
 {
     int ranks[NUM_RANKS];
     pthread_t threads[NUM_RANKS];
@@ -299,7 +300,7 @@ static void run_ranks(bool expect_success)
     pthread_barrier_init(&barrier, NULL, NUM_RANKS);
     for (int r = 0; r < NUM_RANKS; r++) {
         ranks[r] = r;
-        assert_int_equal(pthread_create(&threads[r], NULL, save_and_load_as_rank, &ranks[r]), 0);
+        assert_int_equal(pthread_create(&threads[r], NULL, function, &ranks[r]), 0);
     }
     for (int r = 0; r < NUM_RANKS; r++) {
         void *result;
@@ -314,10 +315,24 @@ static void ranks_save_their_boxes_and_one_rank_loads_them_all(void **state)
 {
     char path[PATH_LENGTH_MAX];
 
-    run_ranks(true);
+    run_ranks(save_and_load_as_rank, true);
     assert_int_equal(fixture_load(directory, -1), 30);
     in_directory(path, "iter_0000030/shard-00002-model-00001-of-00001.safetensors");
     assert_true(path_exists(path));
+}
+
+static void more_files_than_the_limit_of_open_ones_are_loaded(void **state)
+{
+    struct rlimit limit, low;
+    const int next = dup(0); /* the first free number */
+
+    close(next);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    low = (struct rlimit){(rlim_t)next + 2, limit.rlim_max}; /* of four */
+    run_ranks(save_and_load_as_rank, true);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+    assert_int_equal(fixture_load(directory, 30), 30);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
 }
 
 static void a_rank_that_cannot_save_stops_all_of_them(void **state)
@@ -332,9 +347,126 @@ static void a_rank_that_cannot_save_stops_all_of_them(void **state)
     in_directory(path, CHECKPOINT_TRACKER);
     assert_int_equal(path_remove_tree(path), 0);
     assert_int_equal(path_make_directories(path), 0);
-    run_ranks(false);
+    run_ranks(save_and_load_as_rank, false);
     assert_int_equal(path_remove_tree(path), 0);
     assert_int_equal(fixture_load(directory, 10), 10);
+}
+
+/* ---- several boxes of a tensor ---- */
+
+/* A state [3,4,5] of the optimizer: element i holds i. */
+enum { STATE_ELEMENTS = 60 };
+static const char state_tensor[] = "optimizer.state.exp_avg.x";
+static const int64_t state_shape[3] = {3, 4, 5};
+static const float state_values[STATE_ELEMENTS] = {
+    0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+    20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39,
+    40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59};
+
+/* Each rank saves the run [first, end) of all elements. */
+static int save_run(const struct checkpoint_ranks *ranks, int64_t first, int64_t end)
+{
+    const struct box whole = box_whole(state_shape, 3);
+    struct ckpt_item items[BOX_RUN_PARTS_MAX];
+    struct box parts[BOX_RUN_PARTS_MAX];
+    struct checkpoint_save_request request = {
+        .directory = directory, .iteration = 30, .items = items, .ranks = *ranks};
+    int result;
+
+    request.num_items = box_from_run(&whole, first, end - first, parts);
+    for (int i = 0; i < request.num_items; i++) {
+        items[i] = (struct ckpt_item){.name = state_tensor,
+                                      .dtype = DTYPE_F32,
+                                      .num_dims = 3,
+                                      .global_shape = {3, 4, 5},
+                                      .box = parts[i],
+                                      .data = &state_values[first],
+                                      .is_optimizer = true};
+        first += box_num_elements(&parts[i]);
+    }
+    request.state = ranks->rank == 0 ? json_object() : NULL;
+    result = checkpoint_save(&request);
+    json_decref(request.state);
+    return result;
+}
+
+/* Where rank 0's run ends and rank 1's begins. */
+static int64_t run_end, run_begin;
+static char run_errors[NUM_RANKS][2048];
+
+static void *save_run_as_rank(void *argument)
+{
+    const int rank = *(int *)argument;
+    const struct checkpoint_ranks ranks = {rank, NUM_RANKS, gather_in_memory, argument};
+    const int result =
+        rank == 0 ? save_run(&ranks, 0, run_end) : save_run(&ranks, run_begin, STATE_ELEMENTS);
+
+    snprintf(run_errors[rank], sizeof run_errors[rank], "%s", error_text());
+    return result == 0 ? argument : NULL;
+}
+
+/* Every box of the state that begins at this place, against its values. */
+static void assert_state_reads(const struct checkpoint *checkpoint, int64_t element)
+{
+    struct checkpoint_read read = {
+        .name = state_tensor, .dtype = DTYPE_F32, .num_dims = 3, .global_shape = {3, 4, 5}};
+    const int64_t a = element / 20, b = element / 5 % 4, c = element % 5;
+
+    for (int64_t size = 1; size <= (3 - a) * (4 - b) * (5 - c); size++) {
+        float values[STATE_ELEMENTS];
+        int64_t i = 0;
+
+        read.box = (struct box){3, {a, b, c}, {1, 1 + size % (4 - b), 1 + size % (5 - c)}};
+        read.box.size[0] += size % (3 - a);
+        assert_int_equal(checkpoint_read_box(checkpoint, &read, values), 0);
+        for (int64_t x = a; x < a + read.box.size[0]; x++) {
+            for (int64_t y = b; y < b + read.box.size[1]; y++) {
+                for (int64_t z = c; z < c + read.box.size[2]; z++) {
+                    assert_true(values[i++] == (float)(x * 20 + y * 5 + z));
+                }
+            }
+        }
+    }
+}
+
+static void any_two_runs_of_a_tensor_are_saved_and_read_as_one(void **state)
+{
+    for (int64_t cut = 0; cut <= STATE_ELEMENTS; cut++) {
+        char path[PATH_LENGTH_MAX];
+        struct checkpoint *checkpoint;
+
+        run_end = run_begin = cut;
+        run_ranks(save_run_as_rank, true);
+        assert_int_equal(checkpoint_find(directory, -1, path), CHECKPOINT_FOUND);
+        checkpoint = checkpoint_open(path, NULL);
+        assert_non_null(checkpoint);
+        assert_int_equal(checkpoint_num_tensors(checkpoint), 1);
+        for (int64_t i = 0; i < STATE_ELEMENTS; i++) {
+            assert_state_reads(checkpoint, i);
+        }
+        checkpoint_close(checkpoint);
+    }
+}
+
+static void assert_run_errors_say(const char *text)
+{
+    assert_string_equal(run_errors[0], run_errors[1]);
+    if (strstr(run_errors[0], text) == NULL) {
+        fail_msg("\"%s\" does not say \"%s\"", run_errors[0], text);
+    }
+}
+
+static void a_save_with_a_gap_or_an_overlap_is_given_up_by_all_ranks(void **state)
+{
+    assert_int_equal(fixture_save(directory, 10, NULL), 0);
+    run_end = 20;
+    run_begin = 27;
+    run_ranks(save_run_as_rank, false);
+    assert_run_errors_say("only 53 of the 60 elements of optimizer.state.exp_avg.x");
+    run_begin = 19;
+    run_ranks(save_run_as_rank, false);
+    assert_run_errors_say("elements of optimizer.state.exp_avg.x are saved twice, in ");
+    assert_int_equal(fixture_load(directory, -1), 10);
 }
 
 /* ---- overlaps and gaps ---- */
@@ -360,23 +492,14 @@ static void write_manifest_of(const char *const *names, int num_names)
     json_decref(manifest.state);
 }
 
-static void assert_reading_fails(const char *reason)
+static void assert_opening_fails(const char *reason)
 {
-    struct checkpoint_read read = {.name = "embedding.word_embeddings.weight",
-                                   .dtype = DTYPE_F32,
-                                   .num_dims = 2,
-                                   .global_shape = {6, 4},
-                                   .box = {2, {0, 0}, {6, 4}}};
     char path[PATH_LENGTH_MAX];
-    struct checkpoint *checkpoint;
-    float values[24];
 
     in_directory(path, "iter_0000030");
-    checkpoint = checkpoint_open(path, NULL);
-    assert_non_null(checkpoint);
-    assert_int_equal(checkpoint_read_box(checkpoint, &read, values), -1);
+    assert_null(checkpoint_open(path, NULL));
     assert_error_says(reason);
-    checkpoint_close(checkpoint);
+    assert_error_says("iter_0000030 is damaged");
 }
 
 static void a_gap_and_an_overlap_between_boxes_are_errors(void **state)
@@ -384,11 +507,11 @@ static void a_gap_and_an_overlap_between_boxes_are_errors(void **state)
     static const char *one[] = {"shard-00002-model-00001-of-00001.safetensors"};
     const char *twice[] = {weights, weights};
 
-    run_ranks(true);
+    run_ranks(save_and_load_as_rank, true);
     write_manifest_of(one, 1);
-    assert_reading_fails("only 12 of the 24 elements");
+    assert_opening_fails("only 24 of the 48 elements of decoder.layers.0.mlp.experts.linear_fc2");
     write_manifest_of(twice, 2);
-    assert_reading_fails("saved twice");
+    assert_opening_fails("are saved twice, in ");
 }
 
 /* iter_0000030 with one shard: tensor x [2,2] and the metadata given (NULL: none). */
@@ -433,6 +556,7 @@ static void sharding_metadata_that_lies_is_refused(void **state)
         {"{\"x\":{\"saved_offsets\":[1,0]}}", "{\"x\":[2,2]}", "outside its global shape"},
         {"{\"x\":{\"saved_offsets\":[9223372036854775807,0]}}", "{\"x\":[4,2]}", "outside"},
         {"{\"x\":{\"saved_offsets\":[0,0]}}", "{\"x\":[9223372036854775807,4]}", "outside"},
+        {"{\"x\":{\"saved_offsets\":[2,0]}}", "{\"x\":[4,2]}", "only 4 of the 8 elements of x"},
     };
     char path[PATH_LENGTH_MAX];
     struct checkpoint *checkpoint;
@@ -443,10 +567,10 @@ static void sharding_metadata_that_lies_is_refused(void **state)
         assert_null(checkpoint_open(path, NULL));
         assert_error_says(cases[i].reason);
     }
-    write_shard_with("{\"x\":{\"saved_offsets\":[2,0]}}", "{\"x\":[4,2]}");
+    write_shard_with("{\"x\":{\"saved_offsets\":[0,0]}}", "{\"x\":[2,2]}");
     checkpoint = checkpoint_open(path, NULL);
     assert_non_null(checkpoint);
-    assert_int_equal(checkpoint_find_tensor(checkpoint, "x")->global_shape[0], 4);
+    assert_int_equal(checkpoint_find_tensor(checkpoint, "x")->global_shape[0], 2);
     checkpoint_close(checkpoint);
 }
 
@@ -455,7 +579,7 @@ static void the_weights_carry_what_pytorch_reads(void **state)
     char path[PATH_LENGTH_MAX];
     struct safetensors *file;
 
-    run_ranks(true);
+    run_ranks(save_and_load_as_rank, true);
     in_directory(path, "iter_0000030/shard-00002-model-00001-of-00001.safetensors");
     file = safetensors_open(path);
     assert_string_equal(safetensors_metadata(file, "format"), "pt");
@@ -482,7 +606,10 @@ int main(void)
         TEST(reading_checks_names_shapes_and_types),
         TEST(what_dead_runs_left_is_cleared_by_the_next_save),
         TEST(ranks_save_their_boxes_and_one_rank_loads_them_all),
+        TEST(more_files_than_the_limit_of_open_ones_are_loaded),
         TEST(a_rank_that_cannot_save_stops_all_of_them),
+        TEST(any_two_runs_of_a_tensor_are_saved_and_read_as_one),
+        TEST(a_save_with_a_gap_or_an_overlap_is_given_up_by_all_ranks),
         TEST(a_gap_and_an_overlap_between_boxes_are_errors),
         TEST(sharding_metadata_that_lies_is_refused),
         TEST(the_weights_carry_what_pytorch_reads),

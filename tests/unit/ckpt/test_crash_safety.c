@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -268,6 +269,102 @@ static void killed_at_random_times_the_last_complete_one_loads(void **state)
     assert_true(last > 10);
 }
 
+/* ---- one of two ranks killed ---- */
+
+/* The ranks are processes joined by a socket. One whose peer is gone is stopped, as MPI does. */
+struct peer {
+    int rank, socket;
+};
+
+static void gather_with_peer(void *context, const void *mine, void *all, size_t size_bytes)
+{
+    const struct peer *peer = context;
+    char *own = (char *)all + (size_t)peer->rank * size_bytes;
+    char *other = (char *)all + (size_t)(1 - peer->rank) * size_bytes;
+
+    memcpy(own, mine, size_bytes);
+    if (send(peer->socket, mine, size_bytes, MSG_NOSIGNAL) != (ssize_t)size_bytes ||
+        recv(peer->socket, other, size_bytes, MSG_WAITALL) != (ssize_t)size_bytes) {
+        kill(getpid(), SIGKILL);
+    }
+}
+
+/* Forks one rank; sockets[1 - rank] is the other's end. */
+static pid_t start_rank(int rank, const int sockets[2], enum fault kind, int call)
+{
+    const pid_t child = fork();
+
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct peer peer = {rank, sockets[rank]};
+        const struct checkpoint_ranks ranks = {rank, 2, gather_with_peer, &peer};
+
+        close(sockets[1 - rank]);
+        arm(kind, call, ENOSPC);
+        _exit(fixture_save(directory, 20, &ranks) == 0 ? 0 : 1);
+    }
+    return child;
+}
+
+/* Two ranks save; the victim has the fault. Returns its wait status. */
+static int save_as_two_ranks(int victim, enum fault kind, int call)
+{
+    int sockets[2], status[2];
+    pid_t children[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), 0);
+    for (int r = 0; r < 2; r++) {
+        children[r] = start_rank(r, sockets, r == victim ? kind : FAULT_NONE, call);
+    }
+    close(sockets[0]);
+    close(sockets[1]);
+    for (int r = 0; r < 2; r++) {
+        assert_int_equal(waitpid(children[r], &status[r], 0), children[r]);
+    }
+    assert_int_equal(status[0] == 0, status[1] == 0); /* both have saved, or none */
+    return status[victim];
+}
+
+static void killed_on_one_rank_the_previous_or_the_new_one_loads(void **state)
+{
+    for (int victim = 0; victim < 2; victim++) {
+        bool survived = false;
+        int call = 0;
+
+        assert_int_equal(fixture_save(directory, 20, NULL), 0); /* in place: to be replaced */
+        assert_int_equal(fixture_save(directory, 10, NULL), 0);
+        for (; !survived; call++) {
+            int64_t loaded;
+
+            survived = !WIFSIGNALED(save_as_two_ranks(victim, FAULT_KILL, call));
+            loaded = fixture_load(directory, -1);
+            assert_true(loaded == 20 || loaded == 10);
+            assert_true(loaded == 10 || victim == 0 || survived);
+        }
+        assert_true(call > 4);
+        assert_int_equal(fixture_load(directory, -1), 20);
+    }
+    assert_int_equal(fixture_save(directory, 21, NULL), 0);
+    assert_false(has_temporary());
+}
+
+static void failing_on_one_rank_the_save_is_given_up_by_both(void **state)
+{
+    for (int victim = 0; victim < 2; victim++) {
+        bool saved = false;
+
+        for (int call = 0; !saved; call++) {
+            int64_t loaded;
+
+            assert_int_equal(fixture_save(directory, 10, NULL), 0);
+            saved = save_as_two_ranks(victim, FAULT_ERROR, call) == 0;
+            loaded = fixture_load(directory, -1);
+            assert_true(loaded == (saved ? 20 : 10) || (victim == 0 && loaded == 20));
+        }
+    }
+    assert_false(has_temporary());
+}
+
 /* ---- failing ---- */
 
 /* One save after another, each with one call that fails. The reason may be lost only by a save that
@@ -372,6 +469,8 @@ int main(void)
         TEST(killed_during_the_first_save_there_is_nothing_or_the_new_one),
         TEST(killed_at_each_stage_the_previous_or_the_new_one_loads),
         TEST(killed_at_random_times_the_last_complete_one_loads),
+        TEST(killed_on_one_rank_the_previous_or_the_new_one_loads),
+        TEST(failing_on_one_rank_the_save_is_given_up_by_both),
         TEST(failing_at_any_call_is_an_error_and_loses_nothing),
         TEST(a_short_write_is_continued),
         TEST(a_file_size_limit_is_an_error_and_loses_nothing),

@@ -1,0 +1,293 @@
+/* hopper_cuda.cuh - Hopper's asynchronous machine, one function an instruction: barriers in shared
+ * memory (mbarrier), the copy engine (TMA), clusters of two blocks, the matrix units (wgmma); and
+ * on the host, how the copy engine is told where a tensor lies.
+ *
+ * Techniques after CUTLASS's warp-specialised kernels and fast.cu (reference/performance.md 3). */
+#ifndef CADRE_OPS_HOPPER_CUDA_CUH
+#define CADRE_OPS_HOPPER_CUDA_CUH
+
+#include <cuda.h>
+
+#include "ops/ops_cuda_internal.cuh"
+
+__device__ inline uint32_t shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* ---- barriers: a phase ends when `count` arrivals and all expected bytes have come ---- */
+
+__device__ inline void barrier_init(uint64_t *barrier, int count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+                 "r"(count));
+}
+
+__device__ inline void barrier_expect(uint64_t *barrier, int num_bytes)
+{
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+        "r"(num_bytes)
+        : "memory");
+}
+
+/* At the barrier of the same place in block `rank` of the cluster. */
+__device__ inline void barrier_arrive_at(uint64_t *barrier, int rank)
+{
+    asm volatile("{\n"
+                 ".reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+                 "}\n" ::"r"(shared_address(barrier)),
+                 "r"(rank)
+                 : "memory");
+}
+
+/* Once the calling thread's copies (copy_async) have landed. */
+__device__ inline void barrier_arrive_after_copies(uint64_t *barrier)
+{
+    asm volatile(
+        "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+        : "memory");
+}
+
+/* Waits for the phase of this parity. A wait for the phase before the current one passes. */
+__device__ inline void barrier_wait(uint64_t *barrier, int parity)
+{
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+                 "@p bra done;\n"
+                 "bra again;\n"
+                 "done:\n"
+                 "}\n" ::"r"(shared_address(barrier)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* Barrier `id` of the block among num_threads threads. */
+__device__ inline void named_barrier_sync(int id, int num_threads)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
+}
+
+__device__ inline void named_barrier_arrive(int id, int num_threads)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
+}
+
+/* Ordinary stores to shared memory before it are seen by the copy engine and the matrix units. */
+__device__ inline void fence_async(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* ---- clusters ---- */
+
+__device__ inline int cluster_rank(void)
+{
+    uint32_t rank;
+
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return (int)rank;
+}
+
+/* All threads of both blocks. */
+__device__ inline void cluster_sync(void)
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;\n" ::
+                     : "memory");
+}
+
+/* ---- the copy engine ---- */
+
+__device__ inline void tma_load_2d(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
+                                   int y)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
+                 : "memory");
+}
+
+__device__ inline void tma_load_3d(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
+                                   int y, int z)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+/* To the same place of both blocks of the cluster, each of whose barriers counts the bytes. */
+__device__ inline void tma_load_2d_both(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
+                                        int y)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"((uint16_t)3)
+                 : "memory");
+}
+
+__device__ inline void tma_load_3d_both(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
+                                        int y, int z)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "h"((uint16_t)3)
+        : "memory");
+}
+
+/* Adds a box of shared memory to global memory. */
+__device__ inline void tma_add_3d(const CUtensorMap *map, const void *from, int x, int y, int z)
+{
+    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group "
+                 "[%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(shared_address(from)), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
+/* Until the shared memory of the calling thread's tma_add_3d has been read. */
+__device__ inline void tma_wait_read(void)
+{
+    asm volatile("cp.async.bulk.commit_group;\n"
+                 "cp.async.bulk.wait_group.read 0;\n" ::
+                     : "memory");
+}
+
+/* Brings bytes into the L2 cache. Address and number are multiples of 16. */
+__device__ inline void prefetch(const void *from, int num_bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(num_bytes)
+                 : "memory");
+}
+
+/* 16 bytes by the calling thread, zeros where num_bytes is 0. */
+__device__ inline void copy_async(void *to, const void *from, int num_bytes)
+{
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(num_bytes)
+                 : "memory");
+}
+
+/* ---- the matrix units ---- */
+
+__device__ inline void wgmma_begin(void)
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ inline void wgmma_commit(void)
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int PENDING> __device__ inline void wgmma_wait(void)
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+/* A tile in shared memory as wgmma reads it, 128-byte swizzle. Along k (64 elements a line): groups
+ * of 8 lines, 1024 bytes apart. By rows (a line is one k, 64 of M or N): groups of 8 k, 1024
+ * bytes apart, and boxes of 64 of M or N, box_bytes apart. */
+template <bool BY_ROWS> __device__ inline uint64_t tile_descriptor(const void *tile, int box_bytes)
+{
+    const uint64_t address = (shared_address(tile) & 0x3ffff) >> 4;
+    const uint64_t leading = BY_ROWS ? box_bytes >> 4 : 1, stride = 1024 >> 4;
+
+    return address | leading << 16 | stride << 32 | (uint64_t)1 << 62;
+}
+
+/* d [64,256] (+)= a [64,16] b [16,256]. */
+template <bool A_BY_ROWS, bool B_BY_ROWS>
+__device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool add)
+{
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "
+        "%111, "
+        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+        "%127"
+        "}, %128, %129, p, 1, 1, %131, %132;\n"
+        "}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+          "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+          "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
+          "+f"(d[63]), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]),
+          "+f"(d[70]), "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]),
+          "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]),
+          "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]),
+          "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), "+f"(d[96]), "+f"(d[97]),
+          "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]),
+          "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]),
+          "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]),
+          "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]),
+          "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
+        : "l"(a), "l"(b), "r"(add ? 1 : 0), "n"(A_BY_ROWS ? 1 : 0), "n"(B_BY_ROWS ? 1 : 0));
+}
+
+/* ---- on the host ---- */
+
+typedef CUresult encode_function(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                                 const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                                 const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+/* From the driver, which is not linked. */
+static inline encode_function *tensor_map_encode(void)
+{
+    static void *function;
+
+    if (function == NULL) {
+        cudaDriverEntryPointQueryResult found;
+
+        CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                    cudaEnableDefault, &found));
+        CHECK(found == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
+    }
+    return (encode_function *)function;
+}
+
+/* How the copy engine reads and writes x (2 or 3 dims): boxes of 128 bytes of a row (64 bf16, 32
+ * f32) and box_rows rows, swizzled in shared memory. */
+static inline CUtensorMap tensor_map_of(const struct tensor *x, int box_rows)
+{
+    const int last = x->num_dims - 1;
+    const cuuint64_t element_bytes = (cuuint64_t)dtype_size_bytes(x->dtype);
+    const cuuint64_t dims[3] = {(cuuint64_t)x->dim[last], (cuuint64_t)x->dim[last - 1],
+                                (cuuint64_t)x->dim[0]};
+    const cuuint64_t strides[2] = {dims[0] * element_bytes, dims[0] * dims[1] * element_bytes};
+    const cuuint32_t box[3] = {(cuuint32_t)(128 / element_bytes), (cuuint32_t)box_rows, 1};
+    const cuuint32_t steps[3] = {1, 1, 1};
+    CUtensorMap map;
+    const CUresult result = tensor_map_encode()(
+        &map,
+        x->dtype == DTYPE_F32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        (cuuint32_t)x->num_dims, x->data, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+    CHECK(result == CUDA_SUCCESS, "no tensor map for %s: error %d", tensor_describe(x),
+          (int)result);
+    return map;
+}
+
+#endif
