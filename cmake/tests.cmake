@@ -77,6 +77,13 @@ function(cadre_dist_tests)
         cadre_dist_test(dist_faults ${CMAKE_SOURCE_DIR}/tests/dist/faults.sh ${MPIEXEC_EXECUTABLE}
             $<TARGET_FILE:${name}>)
     endforeach()
+    cadre_test_program(tests/dist/compare_runs.c cadre_train)
+    if(TARGET cadre)
+        foreach(script launch mappings faults_pretrain row_limit)
+            cadre_dist_test(dist_${script} ${CMAKE_SOURCE_DIR}/tests/dist/${script}.sh
+                ${MPIEXEC_EXECUTABLE} ${CMAKE_BINARY_DIR})
+        endforeach()
+    endif()
 endfunction()
 
 # What mpirun must know is in Open MPI's environment, so that MPICH's takes the command as well. The

@@ -125,6 +125,8 @@ struct options {
     /* logging */
     int64_t log_interval;
     bool log_throughput, log_params_norm, log_num_zeros_in_grad;
+    bool profile;
+    int64_t profile_step_start, profile_step_end;
     int64_t timing_log_level;
     char *timing_log_option; /* max, minmax, all */
     char *tensorboard_dir;

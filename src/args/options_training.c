@@ -402,8 +402,20 @@ static int validate_checkpoint(struct options *o)
     return validate_upcycling(o);
 }
 
+static int validate_profile(const struct options *o)
+{
+    options_warn_unless(o, "--profile-step-start", o->profile, "--profile");
+    options_warn_unless(o, "--profile-step-end", o->profile, "--profile");
+    if (o->profile && o->profile_step_start >= o->profile_step_end) {
+        return error_set("--profile-step-end %lld must be above --profile-step-start %lld",
+                         (long long)o->profile_step_end, (long long)o->profile_step_start);
+    }
+    return 0;
+}
+
 int options_validate_training(struct options *o)
 {
+    TRY(validate_profile(o));
     TRY(validate_batch(o));
     TRY(validate_optimizer(o));
     TRY(validate_recompute(o));

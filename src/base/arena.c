@@ -1,10 +1,9 @@
 #include "base/arena.h"
 
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-#include "base/check.h"
 
 enum { BLOCKS_MAX = 256, ARENAS_MAX = 256 };
 
@@ -28,6 +27,7 @@ struct arena {
 
 static struct arena *all_arenas[ARENAS_MAX]; /* for the out-of-memory message */
 static pthread_mutex_t all_arenas_lock = PTHREAD_MUTEX_INITIALIZER;
+static char explanation[1024]; /* "" or "; TEXT" */
 
 static void list_replace(struct arena *from, struct arena *to)
 {
@@ -85,11 +85,21 @@ static void add_block(struct arena *arena, size_t size_bytes)
     block->memory = arena->source.allocate(arena->source.context, size_bytes);
     if (block->memory == NULL) {
         print_arenas();
-        PANIC("out of memory: arena %s asked for %.1f MB more", arena->name,
-              (double)size_bytes / 1e6);
+        PANIC("out of memory: arena %s asked for %.1f MB more%s", arena->name,
+              (double)size_bytes / 1e6, explanation);
     }
     block->size_bytes = size_bytes;
     arena->num_blocks++;
+}
+
+void arena_explain(const char *format, ...)
+{
+    const int start = snprintf(explanation, sizeof explanation, "; ");
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(explanation + start, sizeof explanation - (size_t)start, format, args);
+    va_end(args);
 }
 
 static size_t round_up(size_t size_bytes)

@@ -9,6 +9,8 @@
 
 #include <stddef.h>
 
+#include "base/check.h"
+
 enum { ARENA_ALIGNMENT_BYTES = 256 }; /* of every address handed out */
 
 /* Where an arena's blocks come from. allocate returns ARENA_ALIGNMENT_BYTES-aligned memory or NULL.
@@ -33,6 +35,9 @@ void arena_destroy(struct arena *arena);
 void arena_reserve(struct arena *arena, size_t size_bytes);
 /* Uninitialised memory. Stops the job with a table of all arenas when the source is exhausted. */
 void *arena_allocate(struct arena *arena, size_t size_bytes);
+/* What makes memory swell, such as uneven routing, if anything does: one line of the out-of-memory
+ * message, in place of the one given before. */
+void arena_explain(const char *format, ...) PRINTF_LIKE(1, 2);
 /* Everything allocated after the mark is given up by arena_release. */
 struct arena_mark arena_mark(const struct arena *arena);
 void arena_release(struct arena *arena, struct arena_mark mark);

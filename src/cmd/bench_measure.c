@@ -7,7 +7,7 @@
 #include "ops/ops.h"
 #include "train/timers.h"
 
-enum { ROOF_SIZE = 2048, ROOF_REPEATS = 9, REPEATS_MAX = 64 };
+enum { ROOF_REPEATS = 9, REPEATS_MAX = 64 };
 
 static int compare_doubles(const void *a, const void *b)
 {
@@ -86,7 +86,14 @@ double bench_matmul_gflops(struct stream *stream, enum dtype dtype, int64_t m, i
     return 2.0 * (double)m * (double)n * (double)k / seconds / 1e9;
 }
 
+int64_t bench_roof_size(const struct device *device)
+{
+    return device->kind == DEVICE_CUDA ? 8192 : 2048;
+}
+
 double bench_roof_gflops(struct stream *stream, enum dtype dtype)
 {
-    return bench_matmul_gflops(stream, dtype, ROOF_SIZE, ROOF_SIZE, ROOF_SIZE);
+    const int64_t size = bench_roof_size(stream->device);
+
+    return bench_matmul_gflops(stream, dtype, size, size, size);
 }

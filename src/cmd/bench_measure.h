@@ -12,7 +12,8 @@ void bench_fill_normal(struct stream *stream, struct tensor *x, const char *purp
 /* GFLOP/s of c[m,n] = a[m,k] b[n,k]^T through the op table. */
 double bench_matmul_gflops(struct stream *stream, enum dtype dtype, int64_t m, int64_t n,
                            int64_t k);
-/* The roof that other figures are a percentage of: 2048^3. */
+/* The roof that other figures are a percentage of: a product of this size cubed. */
+int64_t bench_roof_size(const struct device *device);
 double bench_roof_gflops(struct stream *stream, enum dtype dtype);
 
 #endif

@@ -11,6 +11,7 @@
 #include "cmd/cmd.h"
 #include "device/device_select.h"
 #include "ops/ops.h"
+#include "ops/ops_profile.h"
 #include "optim/grad_norm.h"
 #include "train/model_setup.h"
 #include "train/trainer.h"
@@ -175,16 +176,30 @@ static void fill_batch(struct trainer *trainer)
     free(weight);
 }
 
+static void forward_backward(struct trainer *trainer)
+{
+    const struct pass pass = trainer_pass(trainer, &trainer->microbatches[0], 0, true, 1.0f);
+    struct stage_saved *saved = &trainer->slots[0].stage_saved;
+
+    transformer_stage_forward(&trainer->chunks[0], &pass, NULL, NULL, &trainer->loss, saved);
+    transformer_stage_backward(&trainer->chunks[0], &pass, NULL, NULL, saved);
+}
+
+static void run_forward_backward(void *context)
+{
+    struct trainer *trainer = &((struct bench_step *)context)->trainer;
+
+    forward_backward(trainer);
+    stream_wait(trainer->stream);
+}
+
 static void run_step(void *context)
 {
     struct trainer *trainer = &((struct bench_step *)context)->trainer;
     const struct optimizer_rates rates = trainer_rates(trainer);
-    const struct pass pass = trainer_pass(trainer, &trainer->microbatches[0], 0, true, 1.0f);
-    struct stage_saved *saved = &trainer->slots[0].stage_saved;
 
     op_fill_zero(trainer->stream, &trainer->params.grads);
-    transformer_stage_forward(&trainer->chunks[0], &pass, NULL, NULL, &trainer->loss, saved);
-    transformer_stage_backward(&trainer->chunks[0], &pass, NULL, NULL, saved);
+    forward_backward(trainer);
     grad_norm_clip_scale(&trainer->optimizer, &trainer->groups, trainer->stream, trainer->scratch,
                          1.0f, &trainer->grad_norm, &trainer->grad_scale);
     optimizer_step(&trainer->optimizer, trainer->stream, &rates, &trainer->grad_scale);
@@ -196,7 +211,7 @@ static int bench_train_step(const struct options *options)
     struct bench_device on;
     struct bench_step bench;
     struct flops_sizes sizes;
-    double before, after, seconds, flops;
+    double before, after, seconds, half, flops;
 
     TRY(open_device(&on, options));
     TRY(trainer_create(&bench.trainer, options, options->vocab_size, on.device, on.ops,
@@ -204,15 +219,23 @@ static int bench_train_step(const struct options *options)
     fill_batch(&bench.trainer);
     before = bench_roof_gflops(bench.trainer.stream, bench.trainer.config.dtype);
     seconds = bench_median_seconds(run_step, &bench, STEP_WARMUPS, STEP_REPEATS);
+    half = bench_median_seconds(run_forward_backward, &bench, STEP_WARMUPS, STEP_REPEATS);
     after = bench_roof_gflops(bench.trainer.stream, bench.trainer.config.dtype);
     sizes = flops_sizes_from_config(&bench.trainer.config, options->micro_batch_size);
     flops = flops_per_step_head(&sizes);
-    printf(
-        "roof: gemm %s 2048^3 %.1f GFLOP/s before, %.1f after; FLOPs of a step (causal attention "
-        "counted half): %.1f GFLOP\n",
-        dtype_name(bench.trainer.config.dtype), before, after, flops / 1e9);
+    printf("roof: gemm %s %lld^3 %.1f GFLOP/s before, %.1f after; FLOPs of a step (causal attention "
+           "counted half): %.1f GFLOP\n",
+           dtype_name(bench.trainer.config.dtype), (long long)bench_roof_size(on.device), before,
+           after, flops / 1e9);
     print_rate("train-step (forward, backward, clip, Adam)", seconds, flops / seconds / 1e9,
                fmax(before, after));
+    print_rate("forward, backward", half, flops / half / 1e9, fmax(before, after));
+    if (options->profile) {
+        ops_profile_start(bench.trainer.stream);
+        run_step(&bench);
+        ops_profile_stop(bench.trainer.stream);
+        ops_profile_print(stdout);
+    }
     printf("%.0f tokens/s\n", (double)(options->micro_batch_size * options->seq_length) / seconds);
     trainer_destroy(&bench.trainer);
     return 0;

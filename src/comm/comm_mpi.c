@@ -7,19 +7,23 @@
  * much again to gather.
  *
  * An operation is a list of phases, each some messages. Every wait moves all operations in flight
- * along, not only its own: two ranks may wait for two operations in different orders. */
+ * along, not only its own: two ranks may wait for two operations in different orders. While no wait
+ * is on, a thread does that (progress.h): below, whatever calls MPI or touches an operation holds
+ * its lock. */
 #ifdef CADRE_MPI
 #include "comm/comm_mpi.h"
 
+#include <math.h>
 #include <mpi.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "base/check.h"
+#include "comm/delay.h"
+#include "comm/progress.h"
 #include "comm/reduction.h"
 
 enum {
@@ -32,6 +36,8 @@ enum {
     PEERS_NAMED_MAX = 8,
 };
 
+#define LOOK_MAX_SECONDS 0.1
+
 static double timeout_seconds = 600.0;
 static int64_t message_bytes_max = 1 << 30;
 static int64_t staging_bytes_max = 16 << 20; /* other ranks' data that a reduction holds at once */
@@ -41,11 +47,18 @@ struct group {
     int *members; /* world ranks */
     int number;
     unsigned num_operations;
+    struct comm_delay delay; /* artificial */
+    double link_free_at;     /* with a delay per byte: when the last transfer is over */
 };
 
 struct message {
     int peer; /* in the group */
     bool is_receive;
+};
+
+/* When data starts to move at the earliest, and how long that takes; all zero without a delay. */
+struct transfer {
+    double starts_at, seconds;
 };
 
 /* A collective between its issue and its wait. */
@@ -55,6 +68,9 @@ struct operation {
     enum comm_kind kind;
     int tag;
     bool finished;
+    int64_t sent_bytes;
+    double issued_at;         /* with a delay */
+    struct transfer transfer; /* with a delay: not complete before it is over */
     /* Called when all messages have arrived: posts the next ones; false when there are none. */
     bool (*next_phase)(struct operation *op);
 
@@ -87,20 +103,25 @@ static void check_mpi(int code, const char *call)
     }
 }
 
+static bool progress(void);
+
 int comm_mpi_start(int *argc, char ***argv, int *rank, int *size)
 {
     int provided;
 
-    if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
+    TRY(comm_delay_parse(getenv("CADRE_COMM_DELAY_MS")));
+    if (MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided) != MPI_SUCCESS) {
         return error_set("MPI_Init failed");
     }
     check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN),
               "MPI_Comm_set_errhandler");
     check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, rank), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(MPI_COMM_WORLD, size), "MPI_Comm_size");
-    if (provided < MPI_THREAD_FUNNELED) {
-        return error_set("this MPI does not support programs with threads (MPI_THREAD_FUNNELED)");
+    if (provided < MPI_THREAD_SERIALIZED) {
+        return error_set("this MPI does not support programs with threads "
+                         "(MPI_THREAD_SERIALIZED)");
     }
+    progress_start(progress);
     return 0;
 }
 
@@ -108,6 +129,7 @@ void comm_mpi_finish(void)
 {
     CHECK(in_flight == NULL, "%s of %s was never waited for", comm_kind_name(in_flight->kind),
           in_flight->comm->name);
+    progress_stop();
     check_mpi(MPI_Finalize(), "MPI_Finalize");
 }
 
@@ -120,6 +142,11 @@ void comm_mpi_abort(int status)
 void comm_mpi_set_timeout(double seconds)
 {
     timeout_seconds = seconds;
+}
+
+double comm_mpi_timeout(void)
+{
+    return timeout_seconds;
 }
 
 void comm_mpi_set_limits(int64_t message_bytes, int64_t staging_bytes)
@@ -153,7 +180,6 @@ static void post_send(struct operation *op, int peer, const char *data, int64_t 
 {
     const struct group *group = op->comm->state;
 
-    op->comm->counters[op->kind].sent_bytes += size_bytes;
     while (size_bytes > 0) {
         const int64_t n = size_bytes < message_bytes_max ? size_bytes : message_bytes_max;
 
@@ -182,13 +208,31 @@ static void post_receive(struct operation *op, int peer, char *data, int64_t siz
 
 /* ---- operations ---- */
 
+static double now_seconds(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static bool is_delayed(const struct comm *comm)
+{
+    const struct group *group = comm->state;
+
+    return group->delay.seconds > 0.0 || group->delay.seconds_per_byte > 0.0;
+}
+
+/* Takes the lock; operation_start gives it back. */
 static struct operation *operation_new(struct comm *comm, const struct stream *stream,
                                        enum comm_kind kind)
 {
     struct group *group = comm->state;
-    struct operation *op = spare;
+    struct operation *op;
 
     CHECK(stream->device->kind == DEVICE_CPU, "MPI moves host memory");
+    progress_lock();
+    op = spare;
     if (op != NULL) {
         spare = op->next;
     } else {
@@ -200,6 +244,9 @@ static struct operation *operation_new(struct comm *comm, const struct stream *s
     op->finished = false;
     op->next_phase = NULL;
     op->num_messages = 0;
+    op->sent_bytes = 0;
+    op->issued_at = is_delayed(comm) ? now_seconds() : 0.0;
+    op->transfer = (struct transfer){0};
     op->tag = group->number * TAGS_PER_GROUP;
     if (kind != COMM_SEND && kind != COMM_RECEIVE) {
         op->tag += 1 + (int)(group->num_operations++ % (TAGS_PER_GROUP - 1));
@@ -226,7 +273,8 @@ static void advance(struct operation *op)
     }
 }
 
-static void progress(void)
+/* True where operations remain. */
+static bool progress(void)
 {
     struct operation **link = &in_flight;
 
@@ -240,29 +288,46 @@ static void progress(void)
             link = &op->next;
         }
     }
+    return in_flight != NULL;
 }
 
-/* The last operation issued is the last in the list: messages of a pair of ranks are posted in the
- * order of issue. */
+/* Of what this rank sends, by its group's delay. */
+static struct transfer begin_transfer(const struct operation *op)
+{
+    struct group *group = op->comm->state;
+    const double on_link = group->delay.seconds_per_byte * (double)op->sent_bytes;
+    const double start = fmax(op->issued_at, group->link_free_at);
+
+    group->link_free_at = start + on_link;
+    return (struct transfer){start, on_link + group->delay.seconds};
+}
+
+/* Gives the lock back that operation_new took. The last operation issued is the last in the list:
+ * messages of a pair of ranks are posted in the order of issue. */
 static struct comm_handle operation_start(struct operation *op)
 {
     struct operation **link = &in_flight;
 
+    if (is_delayed(op->comm) && op->kind != COMM_RECEIVE && op->kind != COMM_SEND) {
+        op->transfer = begin_transfer(op);
+    }
     while (*link != NULL) {
         link = &(*link)->next;
     }
     *link = op;
     op->next = NULL;
-    progress();
+    progress_unlock(progress());
     return (struct comm_handle){op->comm, op};
 }
 
-static double now_seconds(void)
+bool comm_mpi_is_idle(void)
 {
-    struct timespec now;
+    bool idle;
 
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    progress_lock();
+    idle = in_flight == NULL;
+    progress_unlock(!idle);
+    return idle;
 }
 
 /* "rank 3 and rank 5": the world ranks whose messages are missing, receives before sends. */
@@ -288,51 +353,84 @@ static void missing_peers(struct operation *op, bool receives, char *text, size_
     }
 }
 
-/* The ranks' deadlines are near each other: lower ranks speak first, half a second apart and all
- * within the ten that a failure may take, so that one line comes. */
-static double deadline_of_this_rank(double start)
+/* How long a wait has lasted. A rank that was stopped itself is not owed that time when it goes on:
+ * a pause of its own counts as LOOK_MAX_SECONDS. */
+struct patience {
+    double looked_at, waited, limit; /* seconds */
+};
+
+/* The ranks' deadlines are near each other: lower ranks speak first, a second apart (the launcher
+ * may need it to end the others) and all within the ten that a failure may take, so that one line
+ * comes. */
+static struct patience patience_of_this_rank(void)
 {
     int rank;
 
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    return start + timeout_seconds + 0.5 * (rank < 16 ? rank : 16);
+    return (struct patience){now_seconds(), 0.0, timeout_seconds + (rank < 8 ? rank : 8)};
+}
+
+static bool patience_ends(struct patience *patience)
+{
+    const double now = now_seconds(), pause = now - patience->looked_at;
+
+    patience->waited += pause < LOOK_MAX_SECONDS ? pause : LOOK_MAX_SECONDS;
+    patience->looked_at = now;
+    return patience->waited > patience->limit;
 }
 
 static void expire(struct operation *op)
 {
-    char host[256] = "?", peers[PEERS_NAMED_MAX * 16];
+    char peers[PEERS_NAMED_MAX * 16];
     bool receives = true;
 
-    gethostname(host, sizeof host - 1);
     missing_peers(op, receives, peers, sizeof peers);
     if (peers[0] == '\0') {
         receives = false;
         missing_peers(op, receives, peers, sizeof peers);
     }
-    PANIC("on host %s: %s in group %s of %d ranks is not complete after %g s "
+    PANIC("%s in group %s of %d ranks is not complete after %g s "
           "(--distributed-timeout-minutes): waiting for rank %s to %s",
-          host, comm_kind_name(op->kind), op->comm->name, op->comm->size, timeout_seconds, peers,
+          comm_kind_name(op->kind), op->comm->name, op->comm->size, timeout_seconds, peers,
           receives ? "send" : "receive");
+}
+
+static bool is_complete(const struct operation *op)
+{
+    const struct transfer *transfer = &op->transfer;
+
+    return op->finished &&
+           (transfer->starts_at == 0.0 ||
+            now_seconds() >= fmax(transfer->starts_at, op->issued_at) + transfer->seconds);
+}
+
+static void pause_between_looks(int64_t num_looks)
+{
+    if (num_looks > SPINS_BEFORE_SLEEP) {
+        nanosleep(&(struct timespec){.tv_nsec = SLEEP_NS}, NULL);
+    } else if (num_looks > SPINS_BEFORE_YIELD) {
+        sched_yield();
+    }
 }
 
 static void mpi_wait(struct comm_handle handle, struct stream *stream)
 {
     struct operation *op = handle.request;
-    const double deadline = deadline_of_this_rank(now_seconds());
+    struct patience patience = patience_of_this_rank();
 
-    for (int64_t spins = 0; !op->finished; spins++) {
+    progress_lock();
+    for (int64_t looks = 0; !is_complete(op); looks++) {
         progress();
-        if (spins > SPINS_BEFORE_SLEEP) {
-            nanosleep(&(struct timespec){.tv_nsec = SLEEP_NS}, NULL);
-        } else if (spins > SPINS_BEFORE_YIELD) {
-            sched_yield();
-        }
-        if (!op->finished && now_seconds() > deadline) {
+        progress_unlock(false);
+        pause_between_looks(looks);
+        progress_lock();
+        if (patience_ends(&patience) && !op->finished) {
             expire(op);
         }
     }
     op->next = spare;
     spare = op;
+    progress_unlock(in_flight != NULL);
 }
 
 /* ---- parts: which elements of the whole are whose ---- */
@@ -373,7 +471,19 @@ static char *element(const struct operation *op, int rank, int64_t offset)
     return op->whole + (op->begin[rank] + offset) * dtype_size_bytes(op->dtype);
 }
 
+/* What leaves this rank, counted at issue. */
+static void count_sent(struct operation *op, int64_t size_bytes)
+{
+    op->sent_bytes += size_bytes;
+    op->comm->counters[op->kind].sent_bytes += size_bytes;
+}
+
 /* ---- gather ---- */
+
+static int64_t gather_bytes(const struct operation *op)
+{
+    return (op->comm->size - 1) * op->extent[op->comm->rank] * dtype_size_bytes(op->dtype);
+}
 
 /* `own` is this rank's part; every rank's arrives in its place in whole. */
 static void post_gather(struct operation *op, const char *own)
@@ -401,11 +511,19 @@ static struct comm_handle mpi_all_gather(struct comm *comm, struct stream *strea
     if (in->data != element(op, comm->rank, 0)) {
         memcpy(element(op, comm->rank, 0), in->data, tensor_size_bytes(in));
     }
+    count_sent(op, gather_bytes(op));
     post_gather(op, in->data);
     return operation_start(op);
 }
 
 /* ---- reduce ---- */
+
+static int64_t scatter_bytes(const struct operation *op)
+{
+    const int size = op->comm->size;
+
+    return (op->begin[size] - op->extent[op->comm->rank]) * dtype_size_bytes(op->dtype);
+}
 
 static int64_t segment_elements(const struct operation *op, int rank)
 {
@@ -511,6 +629,7 @@ static struct comm_handle mpi_reduce_scatter(struct comm *comm, struct stream *s
 
     set_parts(op, in, rows);
     op->next_phase = next_segment;
+    count_sent(op, scatter_bytes(op));
     start_reduction(op, COMM_SUM, out->data);
     return operation_start(op);
 }
@@ -522,6 +641,7 @@ static struct comm_handle mpi_all_reduce(struct comm *comm, struct stream *strea
 
     set_parts(op, x, NULL);
     op->next_phase = next_segment_then_gather;
+    count_sent(op, scatter_bytes(op) + gather_bytes(op));
     start_reduction(op, reduction, element(op, comm->rank, 0));
     return operation_start(op);
 }
@@ -561,6 +681,7 @@ static struct comm_handle mpi_all_to_all(struct comm *comm, struct stream *strea
 
         post_send(op, peer, from + rows_before(send_rows, peer) * row_bytes,
                   send_rows[peer] * row_bytes);
+        count_sent(op, send_rows[peer] * row_bytes);
     }
     memcpy(to + rows_before(recv_rows, rank) * row_bytes,
            from + rows_before(send_rows, rank) * row_bytes, (size_t)(send_rows[rank] * row_bytes));
@@ -579,16 +700,23 @@ static struct comm_handle mpi_broadcast(struct comm *comm, struct stream *stream
     for (int r = 0; r < comm->size && comm->rank == root; r++) {
         if (r != root) {
             post_send(op, r, x->data, size_bytes);
+            count_sent(op, size_bytes);
         }
     }
     return operation_start(op);
 }
 
+/* With a delay, a message brings its transfer. */
 static struct comm_handle mpi_send(struct comm *comm, struct stream *stream, const struct tensor *x,
                                    int to)
 {
     struct operation *op = operation_new(comm, stream, COMM_SEND);
 
+    count_sent(op, (int64_t)tensor_size_bytes(x));
+    if (is_delayed(comm)) {
+        op->transfer = begin_transfer(op);
+        post_send(op, to, (const char *)&op->transfer, sizeof op->transfer);
+    }
     post_send(op, to, x->data, (int64_t)tensor_size_bytes(x));
     return operation_start(op);
 }
@@ -598,6 +726,9 @@ static struct comm_handle mpi_receive(struct comm *comm, struct stream *stream, 
 {
     struct operation *op = operation_new(comm, stream, COMM_RECEIVE);
 
+    if (is_delayed(comm)) {
+        post_receive(op, from, (char *)&op->transfer, sizeof op->transfer);
+    }
     post_receive(op, from, x->data, (int64_t)tensor_size_bytes(x));
     return operation_start(op);
 }
@@ -634,6 +765,7 @@ struct comm *comm_mpi_create(const char *name, int number, const int *members, i
     CHECK(comm != NULL && group != NULL, "out of memory");
     check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &world_rank), "MPI_Comm_rank");
     group->number = number;
+    group->delay = comm_delay_of(name);
     group->members = grow(NULL, (size_t)size * sizeof *members);
     memcpy(group->members, members, (size_t)size * sizeof *members);
     *comm = (struct comm){.table = &mpi, .name = name, .rank = -1, .size = size, .state = group};

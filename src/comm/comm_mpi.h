@@ -3,6 +3,7 @@
 #ifndef CADRE_COMM_COMM_MPI_H
 #define CADRE_COMM_COMM_MPI_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "comm/comm.h"
@@ -20,8 +21,12 @@ void comm_mpi_abort(int status) __attribute__((noreturn));
  * "tp" of all ranks may have one number. Needs no communication. */
 struct comm *comm_mpi_create(const char *name, int number, const int *members, int size);
 
+/* Whether every operation issued has moved its data, though nobody may have waited for it yet: for
+ * tests of the progress made while a rank computes. */
+bool comm_mpi_is_idle(void);
 /* How long a wait may take before the job is stopped (--distributed-timeout-minutes). */
 void comm_mpi_set_timeout(double seconds);
+double comm_mpi_timeout(void); /* seconds */
 /* For tests, the same on all ranks. Larger messages are sent in pieces (MPI counts in int; 1 GiB),
  * and a reduction holds this much of other ranks' data at once (16 MiB). */
 void comm_mpi_set_limits(int64_t message_bytes, int64_t staging_bytes);

@@ -81,20 +81,30 @@ void launch_finish(void)
     }
 }
 
+/* Where all ranks fail alike, rank 0 speaks, and the others are ended before they do; with many
+ * ranks that takes a second. But a rank that fails alone must speak before the others have waited
+ * for it until their deadline. */
+static void let_rank_0_speak(void)
+{
+    const double deadline = comm_mpi_timeout();
+    const double seconds = deadline / 4.0 < 2.0 ? deadline / 4.0 : 2.0;
+    const long delay_ms = (long)(1e3 * seconds) + 10L * (this_rank < 50 ? this_rank : 50);
+
+    if (this_rank > 0) {
+        nanosleep(
+            &(struct timespec){.tv_sec = delay_ms / 1000, .tv_nsec = delay_ms % 1000 * 1000000},
+            NULL);
+    }
+}
+
 void launch_fail(const char *text)
 {
-    const long delay_ms = this_rank == 0 ? 0 : 500 + 10L * (this_rank < 50 ? this_rank : 50);
-
-    nanosleep(&(struct timespec){.tv_sec = delay_ms / 1000, .tv_nsec = delay_ms % 1000 * 1000000},
-              NULL);
+    let_rank_0_speak();
     fflush(stdout);
     if (num_ranks == 1) {
         fprintf(stderr, "cadre: error: %s\n", text);
-    } else {
-        fprintf(stderr, "cadre: error: rank %d on host %s: %s\n", this_rank, host_name(), text);
+        exit(1);
     }
-    if (num_ranks > 1) {
-        comm_mpi_abort(1);
-    }
-    exit(1);
+    fprintf(stderr, "cadre: error: rank %d on host %s: %s\n", this_rank, host_name(), text);
+    comm_mpi_abort(1);
 }

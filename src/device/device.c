@@ -7,13 +7,20 @@
 #include <time.h>
 
 #include "base/check.h"
+#include "base/host_memory.h"
 
 /* Pages straight from the kernel: zero until touched, so a reserved block costs nothing until used,
- * and huge pages where the kernel grants them. */
+ * and huge pages where the kernel grants them. The kernel would promise more than it has and kill
+ * the process that touches it, without a word: it is asked first what it has. */
 static void *cpu_allocate(void *context, size_t size_bytes)
 {
-    void *memory = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *memory;
+
+    if ((uint64_t)size_bytes > (uint64_t)host_memory_available_bytes("")) {
+        return NULL;
+    }
+    memory = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (memory == MAP_FAILED) {
         return NULL;
@@ -99,6 +106,14 @@ static void immediate_read_finish(void *pending, void *host)
     free(read);
 }
 
+static void range_begin_nothing(const char *name)
+{
+}
+
+static void range_end_nothing(void)
+{
+}
+
 static void *immediate_mark(void *native)
 {
     struct timespec *mark = malloc(sizeof *mark);
@@ -128,6 +143,8 @@ const struct device *device_cpu(void)
         .copy = cpu_copy,
         .read_start = cpu_read_start,
         .read_finish = immediate_read_finish,
+        .range_begin = range_begin_nothing,
+        .range_end = range_end_nothing,
         .mark = immediate_mark,
         .mark_seconds = immediate_mark_seconds,
         .mark_free = free,
@@ -148,6 +165,8 @@ const struct device *device_null(void)
         .copy = null_copy_from_host,
         .read_start = null_read_start,
         .read_finish = immediate_read_finish,
+        .range_begin = range_begin_nothing,
+        .range_end = range_end_nothing,
         .mark = immediate_mark,
         .mark_seconds = immediate_mark_seconds,
         .mark_free = free,

@@ -28,6 +28,8 @@ struct device {
     void (*copy)(void *native, void *to, const void *from, size_t size_bytes);
     void *(*read_start)(void *native, const void *device_memory, size_t size_bytes);
     void (*read_finish)(void *read, void *host);
+    void (*range_begin)(const char *name); /* for a profiler of the device's maker */
+    void (*range_end)(void);
     void *(*mark)(void *native); /* returns the mark */
     double (*mark_seconds)(void *from, void *to);
     void (*mark_free)(void *mark);

@@ -5,6 +5,7 @@
  * slot of the staging memory is used again when its event says that it has been read. */
 #ifdef CADRE_CUDA
 #include <cuda_runtime_api.h>
+#include <nvtx3/nvToolsExt.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -229,6 +230,16 @@ static void cuda_read_finish(void *pending, void *host)
     pthread_mutex_unlock(&staging.lock);
 }
 
+static void cuda_range_begin(const char *name)
+{
+    nvtxRangePushA(name);
+}
+
+static void cuda_range_end(void)
+{
+    nvtxRangePop();
+}
+
 static void *cuda_mark(void *native)
 {
     cudaEvent_t event;
@@ -303,6 +314,8 @@ const struct device *device_cuda(int index)
         .copy = cuda_copy,
         .read_start = cuda_read_start,
         .read_finish = cuda_read_finish,
+        .range_begin = cuda_range_begin,
+        .range_end = cuda_range_end,
         .mark = cuda_mark,
         .mark_seconds = cuda_mark_seconds,
         .mark_free = cuda_mark_free,

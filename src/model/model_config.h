@@ -53,7 +53,8 @@ struct model_config {
     bool force_load_balancing;
     bool grouped_gemm;
     enum dispatcher_kind dispatcher;
-    bool moe_layer_recompute;
+    bool moe_layer_recompute, shared_expert_overlap;
+    double rank_capacity_factor; /* 0: what memory holds */
 
     enum recompute_kind recompute;
     int recompute_num_layers; /* uniform: layers per kept input; block: layers recomputed */

@@ -109,7 +109,9 @@ static void init_moe(struct transformer_layer *layer, struct param_list *params,
                        .shared_expert =
                            dense_mlp(config, shared, config->shared_expert_ffn_hidden_size, false),
                        .dispatcher = config->dispatcher,
-                       .recompute = config->moe_layer_recompute});
+                       .recompute = config->moe_layer_recompute,
+                       .shared_expert_overlap = config->shared_expert_overlap,
+                       .rank_capacity_factor = config->rank_capacity_factor});
 }
 
 void transformer_layer_init(struct transformer_layer *layer, struct param_list *params,

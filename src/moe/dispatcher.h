@@ -5,10 +5,14 @@
  * slot order, in f32. The probability travels with the row and is applied inside the expert, before
  * fc2 (M3.6), so combine is a plain sum. The four steps of a training pass are dispatch, combine
  * and the backward of each; the backward of combine gathers rows as dispatch does, the backward of
- * dispatch sums them as combine does. */
+ * dispatch sums them as combine does.
+ *
+ * Each step is started and finished: between the two, rows are on their way and the caller may
+ * compute something else. */
 #ifndef CADRE_MOE_DISPATCHER_H
 #define CADRE_MOE_DISPATCHER_H
 
+#include "moe/row_limit.h"
 #include "nn/pass.h"
 
 enum { DISPATCH_RANKS_MAX = 512 }; /* of an expert-parallel group */
@@ -49,25 +53,53 @@ struct dispatch_input {
     const struct tensor *indices; /* [T,K] I32, -1 where dropped */
     const struct tensor *probs;   /* [T,K] f32 */
     int num_experts;
-    int64_t padded_capacity; /* 0: rows as they come */
+    int64_t padded_capacity;       /* 0: rows as they come */
+    const struct row_limit *limit; /* may be NULL */
+};
+
+/* Rows of one width on their way. */
+struct dispatch_trip {
+    struct tensor to;      /* where they end */
+    struct tensor between; /* alltoall with ETP > 1: this rank's share of them */
+    struct comm_handle handle;
+};
+
+/* A step between its start and its finish. Start takes memory of pass->scratch, finish gives it
+ * back: what the caller takes of it between the two, he has given back before finish. */
+struct dispatch_flight {
+    struct arena_mark mark;
+    struct dispatch_trip rows, probs;
 };
 
 struct dispatcher {
     const char *name;
-    /* The plan and the rows live in pass->saved. */
-    void (*dispatch)(const struct pass *pass, const struct dispatch_input *input,
-                     struct dispatched *out);
+    /* The plan and the rows live in pass->saved; the plan is complete after the start (and with it
+     * num_rows), x and row_prob after the finish. */
+    void (*dispatch_start)(const struct pass *pass, const struct dispatch_input *input,
+                           struct dispatched *out, struct dispatch_flight *flight);
+    void (*dispatch_finish)(const struct pass *pass, struct dispatched *out,
+                            struct dispatch_flight *flight);
     /* y [T,H] = sum over each token's slots of rows [R,H]. */
-    void (*combine)(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
-                    const struct tensor *rows);
-    /* d_y [T,H] as the experts' backward reads it: rows, or d_y itself with *row_token set. */
-    void (*combine_backward)(const struct pass *pass, const struct dispatched *plan,
-                             const struct tensor *d_y, struct tensor *d_rows,
-                             const struct tensor **row_token);
+    void (*combine_start)(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
+                          const struct tensor *rows, struct dispatch_flight *flight);
+    void (*combine_finish)(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
+                           struct dispatch_flight *flight);
+    /* d_y [T,H] as the experts' backward reads it: rows in pass->scratch (they stay), or d_y itself
+     * with *row_token set. */
+    void (*combine_backward_start)(const struct pass *pass, const struct dispatched *plan,
+                                   const struct tensor *d_y, struct tensor *d_rows,
+                                   struct dispatch_flight *flight);
+    void (*combine_backward_finish)(const struct pass *pass, const struct dispatched *plan,
+                                    struct tensor *d_rows, const struct tensor **row_token,
+                                    struct dispatch_flight *flight);
     /* d_x [T,H] from d_rows [R,H] (overwrites), d_probs [T,K] f32 from d_row_prob [R]. */
-    void (*dispatch_backward)(const struct pass *pass, const struct dispatched *plan,
-                              struct tensor *d_x, struct tensor *d_probs,
-                              const struct tensor *d_rows, const struct tensor *d_row_prob);
+    void (*dispatch_backward_start)(const struct pass *pass, const struct dispatched *plan,
+                                    struct tensor *d_x, struct tensor *d_probs,
+                                    const struct tensor *d_rows, const struct tensor *d_row_prob,
+                                    struct dispatch_flight *flight);
+    void (*dispatch_backward_finish)(const struct pass *pass, const struct dispatched *plan,
+                                     struct tensor *d_x, struct tensor *d_probs,
+                                     struct dispatch_flight *flight);
 };
 
 /* All experts are on this rank: nothing travels, rows are an index. What the others come down to

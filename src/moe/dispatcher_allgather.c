@@ -3,57 +3,76 @@
  * dispatcher_local. The sums go home by one reduce-scatter, which adds the experts of other EP
  * ranks and the parts of ETP ranks at once. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/check.h"
-#include "moe/dispatcher.h"
+#include "moe/dispatcher_plan.h"
 #include "ops/ops.h"
 
-/* The group's [T,N] in rank order, in arena. */
-static struct tensor gather(const struct pass *pass, struct arena *arena, const struct tensor *x)
+/* The group's [T,N] in rank order, in arena: complete after the wait for handle. */
+static struct tensor gather_start(const struct pass *pass, struct arena *arena,
+                                  const struct tensor *x, struct comm_handle *handle)
 {
     struct comm *group = pass->groups->etp_ep;
     struct tensor all = tensor_new(arena, x->dtype, x->dim[0] * group->size, x->dim[1]);
 
-    comm_wait(comm_all_gather(group, pass->stream, &all, x), pass->stream);
+    *handle = comm_all_gather(group, pass->stream, &all, x);
     return all;
 }
 
-static void scatter_sum(const struct pass *pass, struct tensor *y, const struct tensor *all)
+static struct tensor gather(const struct pass *pass, struct arena *arena, const struct tensor *x)
 {
-    comm_wait(comm_reduce_scatter(pass->groups->etp_ep, pass->stream, y, all), pass->stream);
+    struct comm_handle handle;
+    const struct tensor all = gather_start(pass, arena, x, &handle);
+
+    comm_wait(handle, pass->stream);
+    return all;
 }
 
-/* Experts [first, first + count) become 0 .. count - 1, others -1. Returns how many were kept. */
-static int64_t keep_local(int32_t *indices, int64_t num_slots, int first, int count)
+/* Experts [first, first + count) become 0 .. count - 1, others -1; offsets [count + 1] get their
+ * numbers of rows. */
+static void keep_local(int32_t *indices, int64_t num_slots, int first, int count, int32_t *offsets)
 {
-    int64_t num_kept = 0;
-
+    memset(offsets, 0, ((size_t)count + 1) * sizeof *offsets);
     for (int64_t slot = 0; slot < num_slots; slot++) {
-        const bool mine = indices[slot] >= first && indices[slot] < first + count;
+        const int local = indices[slot] - first;
+        const bool is_mine = local >= 0 && local < count;
 
-        indices[slot] = mine ? indices[slot] - first : -1;
-        num_kept += mine;
+        indices[slot] = is_mine ? local : -1;
+        if (is_mine) {
+            offsets[local + 1]++;
+        }
     }
-    return num_kept;
+    for (int e = 0; e < count; e++) {
+        offsets[e + 1] += offsets[e];
+    }
 }
 
-/* In place; the host waits for the routing, since it decides how much memory the rows take. The
- * device that only measures memory routes evenly. */
-static int64_t localize(const struct pass *pass, struct tensor *indices, int first, int count)
+/* In place; returns how many rows the local experts get. The host waits for the routing, since it
+ * decides how much memory the rows take. */
+static int64_t localize(const struct pass *pass, const struct dispatch_input *input,
+                        struct tensor *indices, int num_local)
 {
     const int64_t num_slots = tensor_num_elements(indices);
+    const struct comm *ep = pass->groups->ep;
+    const int first = ep->rank * num_local;
+    int32_t *host, *offsets;
     int64_t num_kept;
-    int32_t *host;
 
     if (pass->stream->device->kind == DEVICE_NULL) {
-        return num_slots / pass->groups->ep->size;
+        return dispatch_measured_rows(pass, num_slots);
     }
-    host = malloc(tensor_size_bytes(indices) + 1);
+    host = malloc(tensor_size_bytes(indices) + ((size_t)num_local + 1) * sizeof *offsets);
     CHECK(host != NULL, "out of memory for the routing of %lld slots", (long long)num_slots);
+    offsets = host + num_slots;
     stream_wait(pass->stream);
     stream_copy_to_host(pass->stream, host, indices->data, tensor_size_bytes(indices));
-    num_kept = keep_local(host, num_slots, first, count);
+    keep_local(host, num_slots, first, num_local, offsets);
     stream_copy_from_host(pass->stream, indices->data, host, tensor_size_bytes(indices));
+    num_kept = offsets[num_local];
+    if (input->limit != NULL) {
+        row_limit_check(input->limit, pass->dtype, num_slots / ep->size, first, num_local, offsets);
+    }
     free(host);
     return num_kept;
 }
@@ -78,65 +97,102 @@ static void index_rows(const struct pass *pass, struct dispatched *out,
                                                        .padded_capacity = padded_capacity});
 }
 
-static void allgather_dispatch(const struct pass *pass, const struct dispatch_input *input,
-                               struct dispatched *out)
+static void allgather_dispatch_start(const struct pass *pass, const struct dispatch_input *input,
+                                     struct dispatched *out, struct dispatch_flight *flight)
 {
-    const struct arena_mark mark = arena_mark(pass->scratch);
-    const struct comm *ep = pass->groups->ep;
-    const int num_local = input->num_experts / ep->size;
+    const int num_local = input->num_experts / pass->groups->ep->size;
     const int64_t capacity = input->padded_capacity * pass->groups->etp_ep->size;
-    const struct tensor probs = gather(pass, pass->scratch, input->probs);
-    struct tensor indices = gather(pass, pass->scratch, input->indices);
-    const int64_t num_kept = localize(pass, &indices, ep->rank * num_local, num_local);
+    struct tensor indices, probs;
+    int64_t num_kept;
 
-    out->x = gather(pass, pass->saved, input->x);
+    flight->mark = arena_mark(pass->scratch);
+    out->x = gather_start(pass, pass->saved, input->x, &flight->rows.handle);
+    probs = gather(pass, pass->scratch, input->probs);
+    indices = gather(pass, pass->scratch, input->indices);
+    num_kept = localize(pass, input, &indices, num_local);
     index_rows(pass, out, &indices, &probs, num_local, capacity);
     out->num_rows = capacity > 0 ? out->row_token.dim[0] : num_kept;
     out->row_token = tensor_rows(&out->row_token, 0, out->num_rows);
     out->row_prob = tensor_rows(&out->row_prob, 0, out->num_rows);
-    arena_release(pass->scratch, mark);
+}
+
+static void allgather_dispatch_finish(const struct pass *pass, struct dispatched *out,
+                                      struct dispatch_flight *flight)
+{
+    comm_wait(flight->rows.handle, pass->stream);
+    arena_release(pass->scratch, flight->mark);
 }
 
 /* This rank's experts' part of every gathered token, then the sum over the group. */
-static void tokens_home(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
-                        const struct tensor *rows)
+static void tokens_home_start(const struct pass *pass, const struct dispatched *plan,
+                              struct tensor *y, const struct tensor *rows,
+                              struct dispatch_flight *flight)
 {
-    const struct arena_mark mark = arena_mark(pass->scratch);
-    struct tensor all = tensor_new(pass->scratch, y->dtype, plan->row_of.dim[0], y->dim[1]);
+    struct tensor all;
 
+    flight->mark = arena_mark(pass->scratch);
+    all = tensor_new(pass->scratch, y->dtype, plan->row_of.dim[0], y->dim[1]);
     op_row_sum(pass->stream, &(struct row_sum){.y = &all, .rows = rows, .row_of = &plan->row_of});
-    scatter_sum(pass, y, &all);
-    arena_release(pass->scratch, mark);
+    flight->rows.handle = comm_reduce_scatter(pass->groups->etp_ep, pass->stream, y, &all);
 }
 
-static void allgather_combine_backward(const struct pass *pass, const struct dispatched *plan,
-                                       const struct tensor *d_y, struct tensor *d_rows,
-                                       const struct tensor **row_token)
+static void allgather_combine_finish(const struct pass *pass, const struct dispatched *plan,
+                                     struct tensor *y, struct dispatch_flight *flight)
 {
-    *d_rows = gather(pass, pass->scratch, d_y);
+    comm_wait(flight->rows.handle, pass->stream);
+    arena_release(pass->scratch, flight->mark);
+}
+
+static void allgather_combine_backward_start(const struct pass *pass, const struct dispatched *plan,
+                                             const struct tensor *d_y, struct tensor *d_rows,
+                                             struct dispatch_flight *flight)
+{
+    *d_rows = gather_start(pass, pass->scratch, d_y, &flight->rows.handle);
+}
+
+static void allgather_combine_backward_finish(const struct pass *pass,
+                                              const struct dispatched *plan, struct tensor *d_rows,
+                                              const struct tensor **row_token,
+                                              struct dispatch_flight *flight)
+{
+    comm_wait(flight->rows.handle, pass->stream);
     *row_token = &plan->row_token;
 }
 
-static void allgather_dispatch_backward(const struct pass *pass, const struct dispatched *plan,
-                                        struct tensor *d_x, struct tensor *d_probs,
-                                        const struct tensor *d_rows,
-                                        const struct tensor *d_row_prob)
+static void allgather_dispatch_backward_start(const struct pass *pass,
+                                              const struct dispatched *plan, struct tensor *d_x,
+                                              struct tensor *d_probs, const struct tensor *d_rows,
+                                              const struct tensor *d_row_prob,
+                                              struct dispatch_flight *flight)
 {
-    const struct arena_mark mark = arena_mark(pass->scratch);
-    struct tensor all = tensor_allocate(pass->scratch, DTYPE_F32, plan->row_of.dim, 2);
+    struct tensor all;
 
-    tokens_home(pass, plan, d_x, d_rows);
+    tokens_home_start(pass, plan, d_x, d_rows, flight);
+    all = tensor_allocate(pass->scratch, DTYPE_F32, plan->row_of.dim, 2);
     op_slot_gather(
         pass->stream,
         &(struct slot_gather){.d_probs = &all, .d_row_prob = d_row_prob, .row_of = &plan->row_of});
-    scatter_sum(pass, d_probs, &all);
-    arena_release(pass->scratch, mark);
+    flight->probs.handle = comm_reduce_scatter(pass->groups->etp_ep, pass->stream, d_probs, &all);
+}
+
+static void allgather_dispatch_backward_finish(const struct pass *pass,
+                                               const struct dispatched *plan, struct tensor *d_x,
+                                               struct tensor *d_probs,
+                                               struct dispatch_flight *flight)
+{
+    comm_wait(flight->rows.handle, pass->stream);
+    comm_wait(flight->probs.handle, pass->stream);
+    arena_release(pass->scratch, flight->mark);
 }
 
 const struct dispatcher dispatcher_allgather = {
     .name = "allgather",
-    .dispatch = allgather_dispatch,
-    .combine = tokens_home,
-    .combine_backward = allgather_combine_backward,
-    .dispatch_backward = allgather_dispatch_backward,
+    .dispatch_start = allgather_dispatch_start,
+    .dispatch_finish = allgather_dispatch_finish,
+    .combine_start = tokens_home_start,
+    .combine_finish = allgather_combine_finish,
+    .combine_backward_start = allgather_combine_backward_start,
+    .combine_backward_finish = allgather_combine_backward_finish,
+    .dispatch_backward_start = allgather_dispatch_backward_start,
+    .dispatch_backward_finish = allgather_dispatch_backward_finish,
 };

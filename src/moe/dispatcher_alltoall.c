@@ -13,118 +13,177 @@ static struct dispatch_layout layout_of(const struct groups *groups, int num_exp
                                     .etp_rank = groups->etp->rank};
 }
 
-/* sent [num_sent,W] of all ranks -> this rank's rows in arrival order, arrived [R,W]. */
-static void travel_out(const struct pass *pass, const struct dispatched *plan,
-                       struct tensor *arrived, const struct tensor *sent)
+static bool has_etp(const struct pass *pass)
 {
-    const struct dispatch_exchange *exchange = &plan->exchange;
-    const struct arena_mark mark = arena_mark(pass->scratch);
-    struct tensor received;
-
-    if (pass->groups->etp->size == 1) {
-        dispatch_rows_out(pass, plan, arrived, sent);
-        return;
-    }
-    received = tensor_new(pass->scratch, sent->dtype, exchange->num_received, sent->dim[1]);
-    dispatch_rows_out(pass, plan, &received, sent);
-    comm_wait(comm_all_gather_rows(pass->groups->etp, pass->stream, arrived, &received,
-                                   exchange->etp_rows),
-              pass->stream);
-    arena_release(pass->scratch, mark);
+    return pass->groups->etp->size > 1;
 }
 
-/* rows [R,W] in canonical order, partial sums over ETP -> a new tensor in scratch: [num_sent,W] as
+/* sent [num_sent,W] of all ranks -> this rank's rows in arrival order, arrived [R,W]. */
+static struct dispatch_trip trip_out_start(const struct pass *pass, const struct dispatched *plan,
+                                           struct tensor *arrived, const struct tensor *sent)
+{
+    struct dispatch_trip trip = {.to = *arrived, .between = *arrived};
+
+    if (has_etp(pass)) {
+        trip.between =
+            tensor_new(pass->scratch, sent->dtype, plan->exchange.num_received, sent->dim[1]);
+    }
+    trip.handle = dispatch_rows_out(pass, plan, &trip.between, sent);
+    return trip;
+}
+
+static void trip_out_finish(const struct pass *pass, const struct dispatched *plan,
+                            struct dispatch_trip *trip)
+{
+    comm_wait(trip->handle, pass->stream);
+    if (has_etp(pass)) {
+        comm_wait(comm_all_gather_rows(pass->groups->etp, pass->stream, &trip->to, &trip->between,
+                                       plan->exchange.etp_rows),
+                  pass->stream);
+    }
+}
+
+/* rows [R,W] in canonical order, partial sums over ETP -> trip.to, in scratch: [num_sent,W] as
  * sent. */
-static struct tensor travel_home(const struct pass *pass, const struct dispatched *plan,
-                                 const struct tensor *rows)
+static struct dispatch_trip trip_home_start(const struct pass *pass, const struct dispatched *plan,
+                                            const struct tensor *rows)
 {
     const struct dispatch_exchange *exchange = &plan->exchange;
-    struct tensor sent = tensor_new(pass->scratch, rows->dtype, exchange->num_sent, rows->dim[1]);
-    const struct arena_mark mark = arena_mark(pass->scratch);
+    struct dispatch_trip trip = {
+        .to = tensor_new(pass->scratch, rows->dtype, exchange->num_sent, rows->dim[1])};
     const struct tensor arrived = dispatch_gather(pass, pass->scratch, rows, &plan->row_at);
-    struct tensor received = arrived;
 
-    if (pass->groups->etp->size > 1) {
-        received = tensor_new(pass->scratch, rows->dtype, exchange->num_received, rows->dim[1]);
-        comm_wait(comm_reduce_scatter_rows(pass->groups->etp, pass->stream, &received, &arrived,
+    trip.between = arrived;
+    if (has_etp(pass)) {
+        trip.between = tensor_new(pass->scratch, rows->dtype, exchange->num_received, rows->dim[1]);
+        comm_wait(comm_reduce_scatter_rows(pass->groups->etp, pass->stream, &trip.between, &arrived,
                                            exchange->etp_rows),
                   pass->stream);
     }
-    dispatch_rows_home(pass, plan, &sent, &received);
-    arena_release(pass->scratch, mark);
-    return sent;
+    trip.handle = dispatch_rows_home(pass, plan, &trip.to, &trip.between);
+    return trip;
 }
 
-/* Tokens [T,W] -> rows [R,W] in arrival order, in arena. */
-static struct tensor tokens_out(const struct pass *pass, const struct dispatched *plan,
-                                struct arena *arena, const struct tensor *x)
+/* Tokens [T,W] -> rows [R,W] in arrival order, arrived. */
+static struct dispatch_trip tokens_out_start(const struct pass *pass, const struct dispatched *plan,
+                                             struct tensor *arrived, const struct tensor *x)
 {
-    struct tensor arrived = tensor_new(arena, x->dtype, plan->num_rows, x->dim[1]);
-    const struct arena_mark mark = arena_mark(pass->scratch);
     const struct tensor sent = dispatch_gather(pass, pass->scratch, x, &plan->send_token);
 
-    travel_out(pass, plan, &arrived, &sent);
-    arena_release(pass->scratch, mark);
-    return arrived;
+    return trip_out_start(pass, plan, arrived, &sent);
 }
 
-/* Rows -> the sums of each token's. */
-static void tokens_home(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
-                        const struct tensor *rows)
+/* A number a row. */
+static struct tensor column(const struct tensor *x)
 {
-    const struct arena_mark mark = arena_mark(pass->scratch);
-    const struct tensor sent = travel_home(pass, plan, rows);
-
-    op_row_sum(pass->stream, &(struct row_sum){.y = y, .rows = &sent, .row_of = &plan->row_of});
-    arena_release(pass->scratch, mark);
+    return tensor_view(x, x->dim[0], 1);
 }
 
-static void alltoall_dispatch(const struct pass *pass, const struct dispatch_input *input,
-                              struct dispatched *out)
+static void alltoall_dispatch_start(const struct pass *pass, const struct dispatch_input *input,
+                                    struct dispatched *out, struct dispatch_flight *flight)
 {
-    const struct arena_mark mark = arena_mark(pass->scratch);
     const struct dispatch_layout layout = layout_of(pass->groups, input->num_experts);
-    struct tensor prob = dispatch_plan_make(pass, &layout, pass->groups->etp_ep, input, out);
-    struct tensor arrived = tensor_new(pass->scratch, DTYPE_F32, out->num_rows, 1);
+    struct tensor prob, arrived;
 
-    prob = tensor_view(&prob, prob.dim[0], 1);
-    travel_out(pass, out, &arrived, &prob);
-    arrived = dispatch_gather(pass, pass->saved, &arrived, &out->arrival);
-    out->row_prob = tensor_view(&arrived, out->num_rows);
-    out->x = tokens_out(pass, out, pass->saved, input->x);
+    flight->mark = arena_mark(pass->scratch);
+    prob = dispatch_plan_make(pass, &layout, pass->groups->etp_ep, input, out);
+    prob = column(&prob);
+    out->x = tensor_new(pass->saved, input->x->dtype, out->num_rows, input->x->dim[1]);
     out->row_token = out->arrival;
-    arena_release(pass->scratch, mark);
+    arrived = tensor_new(pass->scratch, DTYPE_F32, out->num_rows, 1);
+    flight->probs = trip_out_start(pass, out, &arrived, &prob);
+    flight->rows = tokens_out_start(pass, out, &out->x, input->x);
 }
 
-static void alltoall_combine_backward(const struct pass *pass, const struct dispatched *plan,
-                                      const struct tensor *d_y, struct tensor *d_rows,
-                                      const struct tensor **row_token)
+static void alltoall_dispatch_finish(const struct pass *pass, struct dispatched *out,
+                                     struct dispatch_flight *flight)
 {
-    *d_rows = tokens_out(pass, plan, pass->scratch, d_y);
+    struct tensor row_prob;
+
+    trip_out_finish(pass, out, &flight->probs);
+    trip_out_finish(pass, out, &flight->rows);
+    row_prob = dispatch_gather(pass, pass->saved, &flight->probs.to, &out->arrival);
+    out->row_prob = tensor_view(&row_prob, out->num_rows);
+    arena_release(pass->scratch, flight->mark);
+}
+
+static void alltoall_combine_start(const struct pass *pass, const struct dispatched *plan,
+                                   struct tensor *y, const struct tensor *rows,
+                                   struct dispatch_flight *flight)
+{
+    flight->mark = arena_mark(pass->scratch);
+    flight->rows = trip_home_start(pass, plan, rows);
+}
+
+static void sum_rows(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
+                     struct dispatch_trip *trip)
+{
+    comm_wait(trip->handle, pass->stream);
+    op_row_sum(pass->stream, &(struct row_sum){.y = y, .rows = &trip->to, .row_of = &plan->row_of});
+}
+
+static void alltoall_combine_finish(const struct pass *pass, const struct dispatched *plan,
+                                    struct tensor *y, struct dispatch_flight *flight)
+{
+    sum_rows(pass, plan, y, &flight->rows);
+    arena_release(pass->scratch, flight->mark);
+}
+
+static void alltoall_combine_backward_start(const struct pass *pass, const struct dispatched *plan,
+                                            const struct tensor *d_y, struct tensor *d_rows,
+                                            struct dispatch_flight *flight)
+{
+    *d_rows = tensor_new(pass->scratch, d_y->dtype, plan->num_rows, d_y->dim[1]);
+    flight->mark = arena_mark(pass->scratch);
+    flight->rows = tokens_out_start(pass, plan, d_rows, d_y);
+}
+
+static void alltoall_combine_backward_finish(const struct pass *pass, const struct dispatched *plan,
+                                             struct tensor *d_rows, const struct tensor **row_token,
+                                             struct dispatch_flight *flight)
+{
+    trip_out_finish(pass, plan, &flight->rows);
+    arena_release(pass->scratch, flight->mark);
     *row_token = &plan->arrival;
 }
 
-static void alltoall_dispatch_backward(const struct pass *pass, const struct dispatched *plan,
-                                       struct tensor *d_x, struct tensor *d_probs,
-                                       const struct tensor *d_rows, const struct tensor *d_row_prob)
+static void alltoall_dispatch_backward_start(const struct pass *pass, const struct dispatched *plan,
+                                             struct tensor *d_x, struct tensor *d_probs,
+                                             const struct tensor *d_rows,
+                                             const struct tensor *d_row_prob,
+                                             struct dispatch_flight *flight)
 {
-    const struct arena_mark mark = arena_mark(pass->scratch);
-    const struct tensor column = tensor_view(d_row_prob, plan->num_rows, 1);
-    struct tensor sent;
+    const struct tensor d_prob = column(d_row_prob);
 
-    tokens_home(pass, plan, d_x, d_rows);
-    sent = travel_home(pass, plan, &column);
-    sent = tensor_view(&sent, sent.dim[0]);
+    flight->mark = arena_mark(pass->scratch);
+    flight->probs = trip_home_start(pass, plan, &d_prob);
+    flight->rows = trip_home_start(pass, plan, d_rows);
+}
+
+static void alltoall_dispatch_backward_finish(const struct pass *pass,
+                                              const struct dispatched *plan, struct tensor *d_x,
+                                              struct tensor *d_probs,
+                                              struct dispatch_flight *flight)
+{
+    struct tensor d_prob;
+
+    sum_rows(pass, plan, d_x, &flight->rows);
+    comm_wait(flight->probs.handle, pass->stream);
+    d_prob = tensor_view(&flight->probs.to, flight->probs.to.dim[0]);
     op_slot_gather(
         pass->stream,
-        &(struct slot_gather){.d_probs = d_probs, .d_row_prob = &sent, .row_of = &plan->row_of});
-    arena_release(pass->scratch, mark);
+        &(struct slot_gather){.d_probs = d_probs, .d_row_prob = &d_prob, .row_of = &plan->row_of});
+    arena_release(pass->scratch, flight->mark);
 }
 
 const struct dispatcher dispatcher_alltoall = {
     .name = "alltoall",
-    .dispatch = alltoall_dispatch,
-    .combine = tokens_home,
-    .combine_backward = alltoall_combine_backward,
-    .dispatch_backward = alltoall_dispatch_backward,
+    .dispatch_start = alltoall_dispatch_start,
+    .dispatch_finish = alltoall_dispatch_finish,
+    .combine_start = alltoall_combine_start,
+    .combine_finish = alltoall_combine_finish,
+    .combine_backward_start = alltoall_combine_backward_start,
+    .combine_backward_finish = alltoall_combine_backward_finish,
+    .dispatch_backward_start = alltoall_dispatch_backward_start,
+    .dispatch_backward_finish = alltoall_dispatch_backward_finish,
 };

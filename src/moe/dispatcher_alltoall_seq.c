@@ -88,7 +88,7 @@ static struct tensor tokens_out(const struct pass *pass, const struct dispatched
     const struct tensor sent = dispatch_gather(pass, pass->scratch, &features, &plan->send_token);
     struct tensor received = tensor_new(pass->scratch, x->dtype, num_rows, width), parts;
 
-    dispatch_rows_out(pass, plan, &received, &sent);
+    comm_wait(dispatch_rows_out(pass, plan, &received, &sent), pass->stream);
     parts = received;
     if (etp > 1) {
         parts = tensor_new(pass->scratch, x->dtype, num_rows * etp, width);
@@ -130,7 +130,7 @@ static void tokens_home(const struct pass *pass, const struct dispatched *plan, 
     struct tensor sent = tensor_new(pass->scratch, rows->dtype, plan->exchange.num_sent, width);
     struct tensor features;
 
-    dispatch_rows_home(pass, plan, &sent, &received);
+    comm_wait(dispatch_rows_home(pass, plan, &sent, &received), pass->stream);
     if (num_parts(pass) == 1) {
         op_row_sum(pass->stream, &(struct row_sum){.y = y, .rows = &sent, .row_of = &plan->row_of});
     } else {
@@ -189,13 +189,13 @@ static struct tensor probs_out(const struct pass *pass, const struct dispatched 
     const struct tensor sent = tensor_view(prob, prob->dim[0], 1);
     struct tensor received = tensor_new(pass->scratch, DTYPE_F32, plan->num_rows, 1);
 
-    dispatch_rows_out(pass, plan, &received, &sent);
+    comm_wait(dispatch_rows_out(pass, plan, &received, &sent), pass->stream);
     received = dispatch_gather(pass, pass->saved, &received, &plan->arrival);
     return tensor_view(&received, plan->num_rows);
 }
 
-static void seq_dispatch(const struct pass *pass, const struct dispatch_input *input,
-                         struct dispatched *out)
+static void seq_dispatch_start(const struct pass *pass, const struct dispatch_input *input,
+                               struct dispatched *out, struct dispatch_flight *flight)
 {
     const struct arena_mark mark = arena_mark(pass->scratch);
     struct comm *ep = pass->groups->ep;
@@ -206,6 +206,7 @@ static void seq_dispatch(const struct pass *pass, const struct dispatch_input *i
     const struct dispatch_input all = {.indices = &indices,
                                        .probs = &probs,
                                        .num_experts = input->num_experts,
+                                       .limit = input->limit,
                                        .padded_capacity = input->padded_capacity * num_parts(pass)};
     struct tensor prob;
 
@@ -219,11 +220,34 @@ static void seq_dispatch(const struct pass *pass, const struct dispatch_input *i
     arena_release(pass->scratch, mark);
 }
 
-static void seq_combine_backward(const struct pass *pass, const struct dispatched *plan,
-                                 const struct tensor *d_y, struct tensor *d_rows,
-                                 const struct tensor **row_token)
+static void seq_dispatch_finish(const struct pass *pass, struct dispatched *out,
+                                struct dispatch_flight *flight)
+{
+}
+
+static void seq_combine_start(const struct pass *pass, const struct dispatched *plan,
+                              struct tensor *y, const struct tensor *rows,
+                              struct dispatch_flight *flight)
+{
+    tokens_home(pass, plan, y, rows);
+}
+
+static void seq_combine_finish(const struct pass *pass, const struct dispatched *plan,
+                               struct tensor *y, struct dispatch_flight *flight)
+{
+}
+
+static void seq_combine_backward_start(const struct pass *pass, const struct dispatched *plan,
+                                       const struct tensor *d_y, struct tensor *d_rows,
+                                       struct dispatch_flight *flight)
 {
     *d_rows = tokens_out(pass, plan, pass->scratch, d_y);
+}
+
+static void seq_combine_backward_finish(const struct pass *pass, const struct dispatched *plan,
+                                        struct tensor *d_rows, const struct tensor **row_token,
+                                        struct dispatch_flight *flight)
+{
     *row_token = NULL;
 }
 
@@ -236,7 +260,7 @@ static void probs_home(const struct pass *pass, const struct dispatched *plan,
     struct tensor sent = tensor_new(pass->scratch, DTYPE_F32, plan->exchange.num_sent, 1);
     struct tensor all = tensor_allocate(pass->scratch, DTYPE_F32, plan->row_of.dim, 2);
 
-    dispatch_rows_home(pass, plan, &sent, &received);
+    comm_wait(dispatch_rows_home(pass, plan, &sent, &received), pass->stream);
     sent = tensor_view(&sent, sent.dim[0]);
     op_slot_gather(
         pass->stream,
@@ -244,9 +268,11 @@ static void probs_home(const struct pass *pass, const struct dispatched *plan,
     comm_wait(comm_reduce_scatter(pass->groups->etp, pass->stream, d_probs, &all), pass->stream);
 }
 
-static void seq_dispatch_backward(const struct pass *pass, const struct dispatched *plan,
-                                  struct tensor *d_x, struct tensor *d_probs,
-                                  const struct tensor *d_rows, const struct tensor *d_row_prob)
+static void seq_dispatch_backward_start(const struct pass *pass, const struct dispatched *plan,
+                                        struct tensor *d_x, struct tensor *d_probs,
+                                        const struct tensor *d_rows,
+                                        const struct tensor *d_row_prob,
+                                        struct dispatch_flight *flight)
 {
     const struct arena_mark mark = arena_mark(pass->scratch);
 
@@ -255,10 +281,20 @@ static void seq_dispatch_backward(const struct pass *pass, const struct dispatch
     arena_release(pass->scratch, mark);
 }
 
+static void seq_dispatch_backward_finish(const struct pass *pass, const struct dispatched *plan,
+                                         struct tensor *d_x, struct tensor *d_probs,
+                                         struct dispatch_flight *flight)
+{
+}
+
 const struct dispatcher dispatcher_alltoall_seq = {
     .name = "alltoall_seq",
-    .dispatch = seq_dispatch,
-    .combine = tokens_home,
-    .combine_backward = seq_combine_backward,
-    .dispatch_backward = seq_dispatch_backward,
+    .dispatch_start = seq_dispatch_start,
+    .dispatch_finish = seq_dispatch_finish,
+    .combine_start = seq_combine_start,
+    .combine_finish = seq_combine_finish,
+    .combine_backward_start = seq_combine_backward_start,
+    .combine_backward_finish = seq_combine_backward_finish,
+    .dispatch_backward_start = seq_dispatch_backward_start,
+    .dispatch_backward_finish = seq_dispatch_backward_finish,
 };

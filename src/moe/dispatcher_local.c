@@ -1,8 +1,8 @@
 #include "moe/dispatcher.h"
 #include "ops/ops.h"
 
-static void local_dispatch(const struct pass *pass, const struct dispatch_input *input,
-                           struct dispatched *out)
+static void local_dispatch_start(const struct pass *pass, const struct dispatch_input *input,
+                                 struct dispatched *out, struct dispatch_flight *flight)
 {
     const int64_t num_tokens = input->indices->dim[0], topk = input->indices->dim[1];
 
@@ -22,23 +22,42 @@ static void local_dispatch(const struct pass *pass, const struct dispatch_input 
                                                        .padded_capacity = input->padded_capacity});
 }
 
-static void local_combine(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
-                          const struct tensor *rows)
+static void local_dispatch_finish(const struct pass *pass, struct dispatched *out,
+                                  struct dispatch_flight *flight)
+{
+}
+
+static void local_combine_start(const struct pass *pass, const struct dispatched *plan,
+                                struct tensor *y, const struct tensor *rows,
+                                struct dispatch_flight *flight)
 {
     op_row_sum(pass->stream, &(struct row_sum){.y = y, .rows = rows, .row_of = &plan->row_of});
 }
 
-static void local_combine_backward(const struct pass *pass, const struct dispatched *plan,
-                                   const struct tensor *d_y, struct tensor *d_rows,
-                                   const struct tensor **row_token)
+static void local_combine_finish(const struct pass *pass, const struct dispatched *plan,
+                                 struct tensor *y, struct dispatch_flight *flight)
+{
+}
+
+static void local_combine_backward_start(const struct pass *pass, const struct dispatched *plan,
+                                         const struct tensor *d_y, struct tensor *d_rows,
+                                         struct dispatch_flight *flight)
 {
     *d_rows = *d_y;
+}
+
+static void local_combine_backward_finish(const struct pass *pass, const struct dispatched *plan,
+                                          struct tensor *d_rows, const struct tensor **row_token,
+                                          struct dispatch_flight *flight)
+{
     *row_token = &plan->row_token;
 }
 
-static void local_dispatch_backward(const struct pass *pass, const struct dispatched *plan,
-                                    struct tensor *d_x, struct tensor *d_probs,
-                                    const struct tensor *d_rows, const struct tensor *d_row_prob)
+static void local_dispatch_backward_start(const struct pass *pass, const struct dispatched *plan,
+                                          struct tensor *d_x, struct tensor *d_probs,
+                                          const struct tensor *d_rows,
+                                          const struct tensor *d_row_prob,
+                                          struct dispatch_flight *flight)
 {
     op_row_sum(pass->stream, &(struct row_sum){.y = d_x, .rows = d_rows, .row_of = &plan->row_of});
     op_slot_gather(pass->stream, &(struct slot_gather){.d_probs = d_probs,
@@ -46,10 +65,20 @@ static void local_dispatch_backward(const struct pass *pass, const struct dispat
                                                        .row_of = &plan->row_of});
 }
 
+static void local_dispatch_backward_finish(const struct pass *pass, const struct dispatched *plan,
+                                           struct tensor *d_x, struct tensor *d_probs,
+                                           struct dispatch_flight *flight)
+{
+}
+
 const struct dispatcher dispatcher_local = {
     .name = "local",
-    .dispatch = local_dispatch,
-    .combine = local_combine,
-    .combine_backward = local_combine_backward,
-    .dispatch_backward = local_dispatch_backward,
+    .dispatch_start = local_dispatch_start,
+    .dispatch_finish = local_dispatch_finish,
+    .combine_start = local_combine_start,
+    .combine_finish = local_combine_finish,
+    .combine_backward_start = local_combine_backward_start,
+    .combine_backward_finish = local_combine_backward_finish,
+    .dispatch_backward_start = local_dispatch_backward_start,
+    .dispatch_backward_finish = local_dispatch_backward_finish,
 };

@@ -1,5 +1,6 @@
 #include "moe/dispatcher_plan.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "base/check.h"
@@ -151,21 +152,44 @@ static void permute(const struct pass *pass, const struct dispatch_input *input,
                                                        .padded_capacity = input->padded_capacity});
 }
 
-/* This rank's counts. The device that only measures memory routes evenly. */
-static void own_counts(const struct pass *pass, const struct tensor *offsets, int64_t num_slots,
-                       int32_t *counts)
+int64_t dispatch_measured_rows(const struct pass *pass, int64_t num_slots)
+{
+    const double load = pass->measured_load > 0.0 ? pass->measured_load : 1.0;
+    const double num_rows = floor((double)num_slots * load / pass->groups->ep->size);
+
+    return num_rows < (double)num_slots ? (int64_t)num_rows : num_slots;
+}
+
+/* Part i of n of num_rows. */
+static int32_t part_of(int64_t num_rows, int i, int n)
+{
+    return (int32_t)(num_rows * (i + 1) / n - num_rows * i / n);
+}
+
+/* Counts of a rank that nobody counted, for dispatch_measured_rows. */
+static void measured_counts(const struct pass *pass, const struct dispatch_layout *layout,
+                            int64_t num_slots, int32_t *counts)
+{
+    const int num_local = dispatch_num_local(layout), first = layout->ep_rank * num_local;
+    const int64_t num_mine = dispatch_measured_rows(pass, num_slots);
+
+    for (int e = 0; e < layout->num_experts; e++) {
+        if (e >= first && e < first + num_local) {
+            counts[e] = part_of(num_mine, e - first, num_local);
+        } else {
+            counts[e] = part_of(num_slots - num_mine, e < first ? e : e - num_local,
+                                layout->num_experts - num_local);
+        }
+    }
+}
+
+static void own_counts(const struct pass *pass, const struct tensor *offsets, int32_t *counts)
 {
     const int64_t num_experts = offsets->dim[0] - 1;
     int32_t *host = host_array(num_experts + 1);
 
-    if (pass->stream->device->kind == DEVICE_NULL) {
-        for (int64_t e = 0; e <= num_experts; e++) {
-            host[e] = (int32_t)(num_slots * e / num_experts);
-        }
-    } else {
-        stream_wait(pass->stream);
-        stream_copy_to_host(pass->stream, host, offsets->data, tensor_size_bytes(offsets));
-    }
+    stream_wait(pass->stream);
+    stream_copy_to_host(pass->stream, host, offsets->data, tensor_size_bytes(offsets));
     for (int64_t e = 0; e < num_experts; e++) {
         counts[e] = host[e + 1] - host[e];
     }
@@ -173,16 +197,26 @@ static void own_counts(const struct pass *pass, const struct tensor *offsets, in
 }
 
 /* All ranks' counts; with padding they are known: nothing is exchanged. */
-static int32_t *all_counts(const struct pass *pass, struct comm *comm, int64_t padded_capacity,
-                           const struct tensor *offsets, int64_t num_slots)
+static int32_t *all_counts(const struct pass *pass, const struct dispatch_layout *layout,
+                           struct comm *comm, int64_t padded_capacity, const struct tensor *offsets,
+                           int64_t num_slots)
 {
     const struct arena_mark mark = arena_mark(pass->scratch);
-    const int64_t num_experts = offsets->dim[0] - 1;
+    const bool is_measured = pass->stream->device->kind == DEVICE_NULL;
+    const int64_t num_experts = layout->num_experts;
     int32_t *counts = host_array(comm->size * num_experts);
     struct tensor own, all;
 
-    own_counts(pass, offsets, num_slots, counts);
-    if (padded_capacity > 0 || pass->stream->device->kind == DEVICE_NULL) {
+    if (padded_capacity > 0) {
+        for (int64_t e = 0; e < num_experts; e++) {
+            counts[e] = (int32_t)padded_capacity;
+        }
+    } else if (is_measured) {
+        measured_counts(pass, layout, num_slots, counts);
+    } else {
+        own_counts(pass, offsets, counts);
+    }
+    if (padded_capacity > 0 || is_measured) {
         for (int64_t i = num_experts; i < comm->size * num_experts; i++) {
             counts[i] = counts[i % num_experts];
         }
@@ -197,13 +231,19 @@ static int32_t *all_counts(const struct pass *pass, struct comm *comm, int64_t p
     return counts;
 }
 
+/* even_rows: what even routing would bring. */
 static void make_order(const struct pass *pass, const struct dispatch_layout *layout,
-                       const int32_t *counts, struct dispatched *plan)
+                       const int32_t *counts, const struct row_limit *limit, int64_t even_rows,
+                       struct dispatched *plan)
 {
     const int num_local = dispatch_num_local(layout);
     int32_t *offsets = host_array(num_local + 1), *arrival, *row_at;
 
     dispatch_plan_exchange(layout, counts, &plan->exchange, offsets);
+    if (limit != NULL) {
+        row_limit_check(limit, pass->dtype, even_rows, layout->ep_rank * num_local, num_local,
+                        offsets);
+    }
     plan->num_rows = plan->exchange.num_rows;
     arrival = host_array(plan->num_rows);
     row_at = host_array(plan->num_rows);
@@ -229,25 +269,23 @@ struct tensor dispatch_plan_make(const struct pass *pass, const struct dispatch_
           "expert-parallel groups of %d and %d ranks; at most %d are supported", layout->ep,
           layout->etp, DISPATCH_RANKS_MAX);
     permute(pass, input, plan, &prob, &offsets);
-    counts = all_counts(pass, comm, input->padded_capacity, &offsets, prob.dim[0]);
-    make_order(pass, layout, counts, plan);
+    counts = all_counts(pass, layout, comm, input->padded_capacity, &offsets, prob.dim[0]);
+    make_order(pass, layout, counts, input->limit, prob.dim[0] * layout->etp, plan);
     free(counts);
     plan->send_token = tensor_rows(&plan->send_token, 0, plan->exchange.num_sent);
     return tensor_rows(&prob, 0, plan->exchange.num_sent);
 }
 
-void dispatch_rows_out(const struct pass *pass, const struct dispatched *plan,
-                       struct tensor *received, const struct tensor *sent)
+struct comm_handle dispatch_rows_out(const struct pass *pass, const struct dispatched *plan,
+                                     struct tensor *received, const struct tensor *sent)
 {
-    comm_wait(comm_all_to_all(pass->groups->ep, pass->stream, received, plan->exchange.recv_rows,
-                              sent, plan->exchange.send_rows),
-              pass->stream);
+    return comm_all_to_all(pass->groups->ep, pass->stream, received, plan->exchange.recv_rows, sent,
+                           plan->exchange.send_rows);
 }
 
-void dispatch_rows_home(const struct pass *pass, const struct dispatched *plan, struct tensor *sent,
-                        const struct tensor *received)
+struct comm_handle dispatch_rows_home(const struct pass *pass, const struct dispatched *plan,
+                                      struct tensor *sent, const struct tensor *received)
 {
-    comm_wait(comm_all_to_all(pass->groups->ep, pass->stream, sent, plan->exchange.send_rows,
-                              received, plan->exchange.recv_rows),
-              pass->stream);
+    return comm_all_to_all(pass->groups->ep, pass->stream, sent, plan->exchange.send_rows, received,
+                           plan->exchange.recv_rows);
 }

@@ -24,6 +24,10 @@ void dispatch_plan_exchange(const struct dispatch_layout *layout, const int32_t 
 void dispatch_plan_order(const struct dispatch_layout *layout, const int32_t *counts,
                          const int32_t *offsets, int32_t *arrival, int32_t *row_at);
 
+/* On the device that only measures memory: how many of num_slots, an equal number from every rank
+ * that sends here, are for this rank's experts: their even share, or pass->measured_load of it. */
+int64_t dispatch_measured_rows(const struct pass *pass, int64_t num_slots);
+
 /* The steps that alltoall and alltoall_seq share. */
 
 /* Permutes this rank's slots by expert, exchanges the counts over comm (the ranks of the layout)
@@ -32,11 +36,12 @@ void dispatch_plan_order(const struct dispatch_layout *layout, const int32_t *co
 struct tensor dispatch_plan_make(const struct pass *pass, const struct dispatch_layout *layout,
                                  struct comm *comm, const struct dispatch_input *input,
                                  struct dispatched *plan);
-/* received [num_received,W] from the EP ranks' sent [num_sent,W], and the way back. */
-void dispatch_rows_out(const struct pass *pass, const struct dispatched *plan,
-                       struct tensor *received, const struct tensor *sent);
-void dispatch_rows_home(const struct pass *pass, const struct dispatched *plan, struct tensor *sent,
-                        const struct tensor *received);
+/* received [num_received,W] from the EP ranks' sent [num_sent,W], and the way back; complete after
+ * the wait. */
+struct comm_handle dispatch_rows_out(const struct pass *pass, const struct dispatched *plan,
+                                     struct tensor *received, const struct tensor *sent);
+struct comm_handle dispatch_rows_home(const struct pass *pass, const struct dispatched *plan,
+                                      struct tensor *sent, const struct tensor *received);
 /* A new tensor [n] I32 in arena with these numbers. */
 struct tensor dispatch_index(const struct pass *pass, struct arena *arena, const int32_t *index,
                              int64_t n);

@@ -5,7 +5,7 @@
 
 #include <stdbool.h>
 
-#include "device/device.h"
+#include "parallel/groups.h"
 #include "tensor/tensor.h"
 
 enum moe_metric {
@@ -17,9 +17,11 @@ enum moe_metric {
 };
 
 struct moe_metrics {
-    struct tensor sums[NUM_MOE_METRICS]; /* [num_layers] f32 on the device */
+    struct tensor all;                   /* [NUM_MOE_METRICS, num_layers] f32 on the device */
+    struct tensor sums[NUM_MOE_METRICS]; /* [num_layers] each, in all */
+    struct tensor used_anywhere;         /* [NUM_MOE_METRICS] I32, for the reduction */
     bool used[NUM_MOE_METRICS];
-    int num_layers;
+    int num_layers; /* of the whole model: a pipeline stage fills the slots of its own layers */
 };
 
 /* "load_balancing_loss", "z_loss", ...: the reference's names. */
@@ -30,6 +32,11 @@ void moe_metrics_init(struct moe_metrics *metrics, struct stream *stream, struct
 void moe_metrics_add(struct moe_metrics *metrics, struct stream *stream, enum moe_metric metric,
                      int layer, const struct tensor *value);
 void moe_metrics_clear(struct moe_metrics *metrics, struct stream *stream);
+/* Makes the sums (and used) of all ranks those that one process would have: over the layers of all
+ * stages and the tokens of a microbatch; the mean over data-parallel ranks. All ranks call it,
+ * layers or not, before the sums are read; then come read and clear. */
+void moe_metrics_reduce(struct moe_metrics *metrics, struct stream *stream,
+                        const struct groups *groups);
 /* The sums of one metric, on the host: values[num_layers]. */
 void moe_metrics_read(const struct moe_metrics *metrics, struct stream *stream,
                       enum moe_metric metric, float *values);

@@ -1,5 +1,14 @@
 /* moe_layer.h - the mixture-of-experts block: router, dispatch, experts, combine, shared experts.
- */
+ *
+ * With --moe-shared-expert-overlap the shared expert computes while rows travel (M3.8):
+ *
+ *   forward                                     backward
+ *   x enters TP         | router                d_y, x enter TP     |
+ *   fc1, activation     | dispatch              fc2, activation     | combine, backward
+ *                       | experts                                   | experts
+ *   fc2, y leaves TP    | combine               fc1, d_x leaves TP  | dispatch, backward
+ *
+ * The results have the same bits. */
 #ifndef CADRE_MOE_MOE_LAYER_H
 #define CADRE_MOE_MOE_LAYER_H
 
@@ -13,11 +22,14 @@ struct moe_layer_config {
     struct experts_config experts;
     struct mlp_config shared_expert; /* ffn_hidden_size 0: none */
     enum dispatcher_kind dispatcher;
-    bool recompute; /* --moe-layer-recompute: keep the input, run forward again */
+    bool recompute;              /* --moe-layer-recompute: keep the input, run forward again */
+    bool shared_expert_overlap;  /* --moe-shared-expert-overlap; needs a shared expert */
+    double rank_capacity_factor; /* --moe-expert-rank-capacity-factor; 0: none (row_limit.h) */
 };
 
 struct moe_layer {
-    bool recompute;
+    bool recompute, shared_expert_overlap;
+    struct row_limit row_limit;
     const struct dispatcher *dispatcher;
     struct router router;
     struct experts experts;

@@ -1,5 +1,6 @@
 /* linear.h - y = x W^T + b over the TP region (column: the output features are cut; row: the input
- * features are cut). */
+ * features are cut). With --tp-comm-overlap under sequence parallelism a product runs on each
+ * rank's tokens as they arrive, and its partial sums leave in chunks while the next is computed. */
 #ifndef CADRE_NN_LINEAR_H
 #define CADRE_NN_LINEAR_H
 
@@ -36,6 +37,14 @@ void linear_forward(const struct linear *linear, const struct pass *pass, struct
 /* d_x may be NULL. x is forward's input. */
 void linear_backward(const struct linear *linear, const struct pass *pass, struct tensor *d_x,
                      const struct tensor *d_y, const struct tensor *x);
+
+/* The products alone, inside the region: y = x W^T without bias, d_x = d_y W, d_W += d_y^T x. */
+void linear_region_forward(const struct linear *linear, const struct pass *pass, struct tensor *y,
+                           const struct tensor *x);
+void linear_region_input_gradient(const struct linear *linear, const struct pass *pass,
+                                  struct tensor *d_x, const struct tensor *d_y);
+void linear_region_weight_gradient(const struct linear *linear, const struct pass *pass,
+                                   const struct tensor *d_y, const struct tensor *x);
 
 /* [name].weight as one matrix [out, in]. */
 struct tensor linear_matrix(const struct tensor *weight, int64_t out_features, int64_t in_features);

@@ -40,9 +40,10 @@ struct pass {
     struct tensor document_start; /* [T] I32, or no data: attention reaches to the start */
     struct tensor loss_weight;    /* [T] f32: d(loss)/d(loss of the token) */
 
-    float aux_loss_scale;        /* the gradient that balancing losses receive (M1.8) */
-    struct moe_metrics *metrics; /* where layers leave their losses and counts; may be NULL */
+    float aux_loss_scale;            /* the gradient that balancing losses receive (M1.8) */
+    struct moe_metrics *metrics;     /* where layers leave their losses and counts; may be NULL */
     const struct param_hooks *hooks; /* may be NULL */
+    double measured_load; /* on DEVICE_NULL: the rows of this rank's experts, in even loads; 0: 1 */
 };
 
 #endif

@@ -33,6 +33,7 @@ static void begin(struct stream *stream, const char *name)
     if (profile.depth++ > 0) {
         return;
     }
+    stream->device->range_begin(name);
     if (profile.num_calls == profile.capacity) {
         profile.capacity = profile.capacity > 0 ? 2 * profile.capacity : 1024;
         profile.calls = realloc(profile.calls, (size_t)profile.capacity * sizeof *profile.calls);
@@ -46,6 +47,7 @@ static void end(struct stream *stream)
 {
     if (--profile.depth == 0) {
         profile.calls[profile.num_calls - 1].to = stream_mark(stream);
+        stream->device->range_end();
     }
 }
 

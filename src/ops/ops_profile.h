@@ -6,8 +6,8 @@
 
 #include "ops/ops.h"
 
-/* From here to ops_profile_stop the stream's ops are timed; one stream at a time. Costs two marks
- * an op. */
+/* From here to ops_profile_stop the stream's ops are timed, and named as ranges to a profiler of
+ * the device's maker (NVTX); one stream at a time. Costs two marks an op. */
 void ops_profile_start(struct stream *stream);
 /* Waits for the stream. The figures stay until the next start. */
 void ops_profile_stop(struct stream *stream);

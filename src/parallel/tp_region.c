@@ -30,17 +30,27 @@ static struct tensor all_tokens(const struct groups *groups, struct arena *arena
     return tensor_allocate(arena, x->dtype, dims, x->num_dims);
 }
 
+static const struct comm_handle complete = {NULL, NULL};
+
+struct tp_gathering tp_region_gather_start(const struct groups *groups, struct stream *stream,
+                                           struct arena *arena, const struct tensor *x)
+{
+    struct tp_gathering gathering = {.all = *x};
+
+    if (cuts_tokens(groups)) {
+        gathering.all = all_tokens(groups, arena, x);
+        gathering.handle = comm_all_gather(groups->tp, stream, &gathering.all, x);
+    }
+    return gathering;
+}
+
 struct tensor tp_region_gather(const struct groups *groups, struct stream *stream,
                                struct arena *arena, const struct tensor *x)
 {
-    struct tensor gathered;
+    const struct tp_gathering gathering = tp_region_gather_start(groups, stream, arena, x);
 
-    if (!cuts_tokens(groups)) {
-        return *x;
-    }
-    gathered = all_tokens(groups, arena, x);
-    comm_wait(comm_all_gather(groups->tp, stream, &gathered, x), stream);
-    return gathered;
+    comm_wait(gathering.handle, stream);
+    return gathering.all;
 }
 
 struct tensor tp_region_partial(const struct groups *groups, struct arena *arena,
@@ -49,12 +59,70 @@ struct tensor tp_region_partial(const struct groups *groups, struct arena *arena
     return cuts_tokens(groups) ? all_tokens(groups, arena, y) : *y;
 }
 
+struct comm_handle tp_region_reduce_start(const struct groups *groups, struct stream *stream,
+                                          struct tensor *y, struct tensor *partial)
+{
+    if (cuts_tokens(groups)) {
+        return comm_reduce_scatter(groups->tp, stream, y, partial);
+    }
+    return groups->tp->size > 1 ? comm_all_reduce(groups->tp, stream, y, COMM_SUM) : complete;
+}
+
 void tp_region_reduce(const struct groups *groups, struct stream *stream, struct tensor *y,
                       struct tensor *partial)
 {
-    if (cuts_tokens(groups)) {
-        comm_wait(comm_reduce_scatter(groups->tp, stream, y, partial), stream);
-    } else if (groups->tp->size > 1) {
-        comm_wait(comm_all_reduce(groups->tp, stream, y, COMM_SUM), stream);
+    comm_wait(tp_region_reduce_start(groups, stream, y, partial), stream);
+}
+
+bool tp_region_overlaps(const struct groups *groups)
+{
+    return groups->tp_comm_overlap && cuts_tokens(groups) &&
+           groups->tp->size <= TP_OVERLAP_RANKS_MAX;
+}
+
+static int neighbour(const struct comm *tp, int distance)
+{
+    return (tp->rank + distance + tp->size) % tp->size;
+}
+
+void tp_region_arrivals_start(struct tp_arrivals *arrivals, const struct groups *groups,
+                              struct stream *stream, struct arena *arena, const struct tensor *x)
+{
+    struct comm *tp = groups->tp;
+    const int64_t num_tokens = x->dim[0];
+    struct tensor own;
+
+    arrivals->all = all_tokens(groups, arena, x);
+    own = tensor_rows(&arrivals->all, tp->rank * num_tokens, num_tokens);
+    for (int i = 1; i < tp->size; i++) {
+        const int from = neighbour(tp, -i);
+        struct tensor rows = tensor_rows(&arrivals->all, from * num_tokens, num_tokens);
+
+        arrivals->receive[from] = comm_receive(tp, stream, &rows, from);
+    }
+    for (int i = 1; i < tp->size; i++) {
+        const int to = neighbour(tp, i);
+
+        arrivals->send[to] = comm_send(tp, stream, x, to);
+    }
+    stream_copy(stream, own.data, x->data, tensor_size_bytes(x));
+}
+
+int tp_region_arrival(struct tp_arrivals *arrivals, const struct groups *groups,
+                      struct stream *stream, int i)
+{
+    const int from = neighbour(groups->tp, -i);
+
+    if (i > 0) {
+        comm_wait(arrivals->receive[from], stream);
+    }
+    return from;
+}
+
+void tp_region_arrivals_finish(struct tp_arrivals *arrivals, const struct groups *groups,
+                               struct stream *stream)
+{
+    for (int i = 1; i < groups->tp->size; i++) {
+        comm_wait(arrivals->send[neighbour(groups->tp, i)], stream);
     }
 }

@@ -1,10 +1,13 @@
 #include "train/memory_report.h"
 
+#include <math.h>
+
 #include "base/check.h"
 #include "base/log.h"
 #include "ops/ops.h"
 #include "optim/grad_norm.h"
 #include "optim/param_gather.h"
+#include "parallel/tp_region.h"
 #include "train/trainer.h"
 #include "train/walk.h"
 
@@ -20,13 +23,15 @@ static int64_t microbatches_to_fill(const struct trainer *trainer)
     return all < enough || trainer->num_chunks > 1 ? all : enough;
 }
 
-static int run_one_step(struct trainer *trainer)
+static int run_one_step(struct trainer *trainer, double load)
 {
     const struct optimizer_rates rates = trainer_rates(trainer);
     struct batch_walk walk = {.trainer = trainer,
                               .num_microbatches = microbatches_to_fill(trainer),
-                              .training = true};
+                              .training = true,
+                              .measured_load = load};
 
+    grad_buckets_begin(&trainer->buckets);
     TRY(batch_walk_run(&walk));
     grad_buckets_finish(&trainer->buckets);
     for (int i = 0; i < trainer->num_chunks; i++) {
@@ -73,6 +78,54 @@ static void read_peaks(struct memory_report *report, struct trainer *trainer)
                           report->scratch_bytes;
 }
 
+static int64_t tokens_routed_by_a_rank(const struct trainer *trainer)
+{
+    const struct groups *groups = &trainer->groups;
+
+    return tp_region_outside(groups, trainer->options->micro_batch_size *
+                                         trainer->options->seq_length / groups->cp->size);
+}
+
+/* All tokens choose this rank's experts, as far as a token has choices, an expert's capacity and
+ * --moe-expert-rank-capacity-factor allow it. */
+static double most_uneven_load(const struct trainer *trainer)
+{
+    const struct model_config *config = &trainer->config;
+    const int ep = trainer->groups.ep->size, topk = config->router_rule.topk;
+    double load;
+
+    if (config->num_experts == 0 || config->pad_to_capacity) {
+        return 1.0;
+    }
+    load = ep * fmin(1.0, (double)(config->num_experts / ep) / topk);
+    if (config->capacity_factor > 0.0) {
+        const double slots = (double)(tokens_routed_by_a_rank(trainer) * topk);
+
+        load = fmin(load, ceil(slots / config->num_experts * config->capacity_factor) *
+                              config->num_experts / slots);
+    }
+    if (config->rank_capacity_factor > 0.0) {
+        load = fmin(load, config->rank_capacity_factor);
+    }
+    return fmax(load, 1.0);
+}
+
+static int measure(struct memory_report *report, struct trainer *trainer)
+{
+    const double load = most_uneven_load(trainer);
+    struct memory_report uneven;
+
+    TRY(run_one_step(trainer, 1.0));
+    read_peaks(report, trainer);
+    if (load > 1.0) {
+        TRY(run_one_step(trainer, load));
+    }
+    read_peaks(&uneven, trainer);
+    report->most_uneven_load = load;
+    report->most_uneven_bytes = uneven.total_bytes;
+    return 0;
+}
+
 int memory_report_compute(struct memory_report *report, const struct options *options,
                           int64_t vocab_size)
 {
@@ -81,10 +134,7 @@ int memory_report_compute(struct memory_report *report, const struct options *op
                                 &(struct trainer_memory){0});
 
     if (result == 0) {
-        result = run_one_step(&trainer);
-    }
-    if (result == 0) {
-        read_peaks(report, &trainer);
+        result = measure(report, &trainer);
     }
     trainer_destroy(&trainer);
     return result;
@@ -98,6 +148,11 @@ void memory_report_print(const struct memory_report *report)
              "%.1f (%d x %.1f), scratch %.1f, in all %.1f",
              (double)report->parameters_bytes / mb, (double)report->gradients_bytes / mb,
              (double)report->optimizer_bytes / mb, (double)report->activations_bytes / mb,
-             report->num_slots, (double)report->slot_bytes / mb,
-             (double)report->scratch_bytes / mb, (double)report->total_bytes / mb);
+             report->num_slots, (double)report->slot_bytes / mb, (double)report->scratch_bytes / mb,
+             (double)report->total_bytes / mb);
+    if (report->most_uneven_load > 1.0) {
+        log_info("where this rank's experts get %.2f times the rows of even routing, the most that "
+                 "can come: in all %.1f",
+                 report->most_uneven_load, (double)report->most_uneven_bytes / mb);
+    }
 }

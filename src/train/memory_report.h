@@ -14,8 +14,13 @@ struct memory_report {
     int64_t boundary_bytes;    /* peak of what moves between pipeline stages */
     int64_t scratch_bytes;     /* peak within calls */
     int64_t total_bytes;
+    /* The most rows that a rank's experts can get, in even loads, and what a step takes then. Where
+     * routing is even, and where the load cannot be otherwise, 1 and total_bytes. */
+    double most_uneven_load;
+    int64_t most_uneven_bytes;
 };
 
+/* What a step takes that has even loads, and what the worst one takes. */
 int memory_report_compute(struct memory_report *report, const struct options *options,
                           int64_t vocab_size);
 void memory_report_print(const struct memory_report *report);

@@ -127,6 +127,8 @@ static int set_moe(struct model_config *config, const struct options *o)
     config->force_load_balancing = o->moe_router_force_load_balancing;
     config->grouped_gemm = o->moe_grouped_gemm;
     config->dispatcher = dispatcher_of(o);
+    config->shared_expert_overlap = o->moe_shared_expert_overlap;
+    config->rank_capacity_factor = o->moe_expert_rank_capacity_factor;
     return 0;
 }
 

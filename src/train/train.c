@@ -13,6 +13,7 @@
 #include "train/exit_signal.h"
 #include "train/memory_report.h"
 #include "train/model_setup.h"
+#include "train/profile.h"
 #include "train/run_data.h"
 #include "train/train_checkpoint.h"
 #include "train/training_log.h"
@@ -28,6 +29,7 @@ struct training_run {
     int64_t last_saved; /* iteration of the newest checkpoint; -1: none by this run */
     double started_at;
     bool memory_reported;
+    struct profile profile;
 };
 
 static void log_datetime(const char *what)
@@ -299,7 +301,9 @@ static int training_loop(struct training_run *run, bool *left)
         struct step_result result;
 
         groups_reset_counters(&run->trainer.groups);
+        profile_before_step(&run->profile, &run->trainer);
         TRY(train_step(&run->trainer, run->data.train, &result));
+        TRY(profile_after_step(&run->profile, &run->trainer));
         if (comm_log_is_due(run)) {
             comm_log_step(&run->trainer);
         }
@@ -309,7 +313,7 @@ static int training_loop(struct training_run *run, bool *left)
         TRY(save_if_due(run));
         TRY(exit_if_due(run, left));
     }
-    return 0;
+    return profile_finish(&run->profile, &run->trainer);
 }
 
 static int evaluate_at_end(struct training_run *run)

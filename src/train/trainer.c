@@ -26,6 +26,7 @@ static int create_groups(struct trainer *trainer)
 
     TRY(rank_grid_init(&grid, &sizes));
     groups_create(&trainer->groups, &grid, launch_rank(), options->sequence_parallel);
+    trainer->groups.tp_comm_overlap = options->tp_comm_overlap;
     return 0;
 }
 

@@ -260,6 +260,9 @@ void training_log_step(struct training_log *log, const struct step_result *resul
     log->num_advanced++;
     log->num_nan += result->is_nan;
     log->loss_sums[0] += loss;
+    if (trainer->config.num_experts > 0) {
+        moe_metrics_reduce(&trainer->metrics, trainer->stream, &trainer->groups);
+    }
     for (int m = 0; m < NUM_MOE_METRICS; m++) {
         if (trainer->metrics.used[m]) {
             log_moe_metric(log, (enum moe_metric)m, result->num_microbatches);

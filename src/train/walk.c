@@ -101,6 +101,7 @@ static int forward(void *context, const struct pipeline_step *step, int slot_ind
     slot->pass = trainer_pass(trainer, microbatch, slot_index, walk->training,
                               aux_loss_scale(walk, microbatch));
     slot->pass.hooks = &hooks;
+    slot->pass.measured_load = walk->measured_load;
     timers_start(&trainer->timers, "forward-compute", 2);
     transformer_stage_forward(chunk, &slot->pass, input, output,
                               chunk->place.has_head ? &trainer->loss : NULL, &slot->stage_saved);

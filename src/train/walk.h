@@ -10,6 +10,7 @@ struct batch_walk {
     struct loader *loader;    /* NULL: memory is measured, nothing is read */
     int64_t num_microbatches; /* of this data-parallel rank */
     bool training;
+    double measured_load;        /* of pass.h, where memory is measured */
     double loss_sum, num_tokens; /* of this rank's unmasked tokens, on the last stage */
     bool is_nan;                 /* the loss was not finite */
 };

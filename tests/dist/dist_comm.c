@@ -2,6 +2,10 @@
  * ranks: 2 3 4 */
 #include "dist_test.h"
 
+#include <time.h>
+
+#include "comm/delay.h"
+
 enum { RANKS_MAX = 16 };
 
 static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F64, DTYPE_I32, DTYPE_I64};
@@ -240,6 +244,108 @@ static void counters_say_what_left_this_rank(void)
     }
 }
 
+static double now_seconds(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void sleep_seconds(double seconds)
+{
+    nanosleep(&(struct timespec){.tv_nsec = (long)(1e9 * seconds)}, NULL);
+}
+
+/* Nobody waits, and yet a large reduction of many segments ends. */
+static void operations_advance_while_the_rank_computes(void)
+{
+    struct tensor x = data_of_rank(DTYPE_F32, 1 << 20, world->rank);
+    const struct tensor wanted = reduced(DTYPE_F32, 1 << 20, COMM_SUM);
+    const double start = now_seconds();
+    const struct comm_handle handle = comm_all_reduce(world, stream, &x, COMM_SUM);
+
+    while (!comm_mpi_is_idle()) {
+        sleep_seconds(0.01);
+        if (now_seconds() - start > 30.0) {
+            dist_failed("a reduction does not advance without a wait");
+            break;
+        }
+    }
+    comm_wait(handle, stream);
+    dist_compare("all_reduce without a wait", &x, &wanted, 0.0);
+}
+
+/* Each of many collectives takes the delay; one after another they would take as many delays. */
+static void delayed_collectives_end_late_but_together(struct comm *slow, double delay)
+{
+    enum { COUNT = 16 };
+    const struct tensor wanted = reduced(DTYPE_F32, 100, COMM_SUM);
+    struct comm_handle handles[COUNT];
+    struct tensor x[COUNT];
+    double start, seconds = 0.0;
+
+    for (int i = 0; i < COUNT; i++) {
+        x[i] = data_of_rank(DTYPE_F32, 100, world->rank);
+    }
+    start = now_seconds();
+    for (int i = 0; i < COUNT; i++) {
+        handles[i] = comm_all_reduce(slow, stream, &x[i], COMM_SUM);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        comm_wait(handles[i], stream);
+        seconds = now_seconds() - start;
+        if (seconds < delay) {
+            dist_failed("a collective with a delay of %g s took %g s", delay, seconds);
+        }
+        dist_compare("delayed all_reduce", &x[i], &wanted, 0.0);
+    }
+    if (seconds >= COUNT * delay) {
+        dist_failed("%d collectives with a delay of %g s took %g s", COUNT, delay, seconds);
+    }
+}
+
+/* The delay counts from the sending, however early the receive was posted. */
+static void delayed_messages_take_the_delay_from_their_sending(struct comm *slow, double delay)
+{
+    struct tensor sent = data_of_rank(DTYPE_F64, 3, slow->rank),
+                  x = tensor_new(arena, DTYPE_F64, 3);
+    const int to = (slow->rank + 1) % slow->size;
+    const int from = (slow->rank + slow->size - 1) % slow->size;
+    const struct tensor wanted = data_of_rank(DTYPE_F64, 3, from);
+    const struct comm_handle receive = comm_receive(slow, stream, &x, from);
+    struct tensor token = tensor_new(arena, DTYPE_I32, 1);
+    struct comm_handle send;
+    double start;
+
+    dist_fill(&token, 0, 0);
+    sleep_seconds(delay);
+    start = now_seconds(); /* nobody has sent before: all ranks meet after it */
+    comm_wait(comm_all_reduce(world, stream, &token, COMM_MAX), stream);
+    send = comm_send(slow, stream, &sent, to);
+    comm_wait(receive, stream);
+    if (now_seconds() - start < delay) {
+        dist_failed("a message with a delay of %g s took %g s", delay, now_seconds() - start);
+    }
+    comm_wait(send, stream);
+    dist_compare("delayed message", &x, &wanted, 0.0);
+}
+
+static void test_delays(const int *members)
+{
+    const double delay = 0.2;
+    struct comm *slow;
+
+    if (comm_delay_parse("slow:200") != 0) {
+        launch_fail(error_text());
+    }
+    slow = comm_mpi_create("slow", 2, members, launch_size());
+    delayed_collectives_end_late_but_together(slow, delay);
+    delayed_messages_take_the_delay_from_their_sending(slow, delay);
+    comm_destroy(slow);
+    dist_release();
+}
+
 static void run_all(int64_t size_max)
 {
     for (int d = 0; d < NUM_DTYPES_TESTED; d++) {
@@ -273,6 +379,9 @@ int main(int argc, char **argv)
     run_all(70001);
     comm_mpi_set_limits(64, 1000); /* every message and reduction in pieces */
     run_all(1001);
+    comm_mpi_set_limits(1 << 30, 1 << 16);
+    operations_advance_while_the_rank_computes();
+    test_delays(members);
     comm_destroy(world);
     return dist_end();
 }

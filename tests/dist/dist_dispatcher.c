@@ -130,21 +130,27 @@ static void run_case(struct world *w, const struct dispatch_case *c,
                                          .padded_capacity = padded_capacity};
     struct tensor y_rows, d_y_rows, d_rows, d_row_prob;
     const struct tensor *row_token;
+    struct dispatch_flight flight = {0};
     struct experts_saved saved;
 
     w->y = tensor_new(arena, c->dtype, w->x.dim[0], HIDDEN);
     w->d_x = tensor_new(arena, c->dtype, w->x.dim[0], HIDDEN);
     w->d_probs = tensor_new(arena, DTYPE_F32, w->x.dim[0], TOPK);
-    dispatcher->dispatch(&pass, &input, &w->rows);
+    dispatcher->dispatch_start(&pass, &input, &w->rows, &flight);
+    dispatcher->dispatch_finish(&pass, &w->rows, &flight);
     y_rows = tensor_new(scratch, c->dtype, w->rows.num_rows, HIDDEN);
     experts_layer_forward(&w->experts, &pass, &y_rows, &w->rows, &saved);
-    dispatcher->combine(&pass, &w->rows, &w->y, &y_rows);
+    dispatcher->combine_start(&pass, &w->rows, &w->y, &y_rows, &flight);
+    dispatcher->combine_finish(&pass, &w->rows, &w->y, &flight);
     d_rows = tensor_new(scratch, c->dtype, w->rows.num_rows, HIDDEN);
     d_row_prob = tensor_new(scratch, DTYPE_F32, w->rows.num_rows);
-    dispatcher->combine_backward(&pass, &w->rows, &w->d_y, &d_y_rows, &row_token);
+    dispatcher->combine_backward_start(&pass, &w->rows, &w->d_y, &d_y_rows, &flight);
+    dispatcher->combine_backward_finish(&pass, &w->rows, &d_y_rows, &row_token, &flight);
     experts_layer_backward(&w->experts, &pass, &d_rows, &d_row_prob, &d_y_rows, row_token, &w->rows,
                            &saved);
-    dispatcher->dispatch_backward(&pass, &w->rows, &w->d_x, &w->d_probs, &d_rows, &d_row_prob);
+    dispatcher->dispatch_backward_start(&pass, &w->rows, &w->d_x, &w->d_probs, &d_rows, &d_row_prob,
+                                        &flight);
+    dispatcher->dispatch_backward_finish(&pass, &w->rows, &w->d_x, &w->d_probs, &flight);
     arena_destroy(scratch);
 }
 
@@ -235,13 +241,15 @@ static void even_routing_is_measured(const struct groups *groups,
     const struct tensor indices = tensor_new(memory, DTYPE_I32, NUM_EXPERTS, TOPK);
     const struct tensor probs = tensor_new(memory, DTYPE_F32, NUM_EXPERTS, TOPK);
     const int64_t wanted = NUM_EXPERTS * TOPK * groups->etp->size;
+    struct dispatch_flight flight = {0};
     struct dispatched rows;
 
-    dispatcher->dispatch(
+    dispatcher->dispatch_start(
         &pass,
         &(struct dispatch_input){
             .x = &x, .indices = &indices, .probs = &probs, .num_experts = NUM_EXPERTS},
-        &rows);
+        &rows, &flight);
+    dispatcher->dispatch_finish(&pass, &rows, &flight);
     if (rows.num_rows != wanted) {
         dist_failed("%s: %lld rows on the null device, wanted %lld", dispatcher->name,
                     (long long)rows.num_rows, (long long)wanted);

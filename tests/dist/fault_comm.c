@@ -13,6 +13,7 @@ static void fail(const char *fault)
 {
     if (strcmp(fault, "stop") == 0) {
         raise(SIGSTOP);
+        pause(); /* the launcher wakes it up to end it */
     } else if (strcmp(fault, "kill") == 0) {
         raise(SIGKILL);
     } else if (strcmp(fault, "error") == 0) {
