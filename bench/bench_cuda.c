@@ -309,6 +309,195 @@ static void bench_experts(const char *name, struct routing r, int64_t h, int64_t
     report(line, experts_backward_run, &work, 2.0 * flops, 0.0);
 }
 
+/* ---- a whole MoE layer as src/moe runs it, with routing that is forced to be even ---- */
+
+enum { LAYER_WARM_UPS = 5, LAYER_REPEATS = 20 };
+
+struct layer_work {
+    bool router_in_f32; /* the router's operands are converted first, else they stay BF16 */
+    struct tensor x, gate, fc1, fc2, d_y;
+    struct tensor x_f32, gate_f32, logits, probs, chosen, forced; /* router */
+    struct tensor row_of, row_token, row_prob, offsets;           /* permutation */
+    struct tensor pre_activation, rows, y;
+    struct tensor d_rows, d_row_prob, d_probs, d_logits, d_logits_bf16, d_x_f32, d_x;
+    struct tensor d_gate, d_fc1, d_fc2;
+    struct router_topk route;
+    struct experts_forward forward;
+};
+
+static void convert(struct tensor *y, const struct tensor *x, float b)
+{
+    op_linear_combination(stream, &(struct linear_combination){.y = y, .x = x, .a = 1.0f, .b = b});
+}
+
+static void layer_forward_run(void *context)
+{
+    struct layer_work *w = context;
+
+    if (w->router_in_f32) {
+        convert(&w->x_f32, &w->x, 0.0f);
+        convert(&w->gate_f32, &w->gate, 0.0f);
+    }
+    op_matmul(stream, &(struct matmul){.c = &w->logits,
+                                       .a = w->router_in_f32 ? &w->x_f32 : &w->x,
+                                       .b = w->router_in_f32 ? &w->gate_f32 : &w->gate,
+                                       .transpose_b = true});
+    op_router_topk_forward(stream, &w->route);
+    op_permutation(stream, &(struct permutation){.row_of = &w->row_of,
+                                                 .row_token = &w->row_token,
+                                                 .row_prob = &w->row_prob,
+                                                 .offsets = &w->offsets,
+                                                 .indices = &w->forced,
+                                                 .probs = &w->probs});
+    op_experts_forward(stream, &w->forward);
+    op_row_sum(stream, &(struct row_sum){.y = &w->y, .rows = &w->rows, .row_of = &w->row_of});
+}
+
+static void layer_router_backward(struct layer_work *w)
+{
+    const bool in_f32 = w->router_in_f32;
+    const struct tensor *d_logits = in_f32 ? &w->d_logits : &w->d_logits_bf16;
+
+    op_slot_gather(stream, &(struct slot_gather){.d_probs = &w->d_probs,
+                                                 .d_row_prob = &w->d_row_prob,
+                                                 .row_of = &w->row_of});
+    op_fill_zero(stream, &w->d_logits);
+    op_router_topk_backward(stream, &(struct router_topk_backward){.rule = w->route.rule,
+                                                                   .d_logits = &w->d_logits,
+                                                                   .d_probs = &w->d_probs,
+                                                                   .logits = &w->logits,
+                                                                   .indices = &w->chosen});
+    if (in_f32) {
+        convert(&w->x_f32, &w->x, 0.0f);
+        convert(&w->gate_f32, &w->gate, 0.0f);
+    } else {
+        convert(&w->d_logits_bf16, &w->d_logits, 0.0f);
+    }
+    op_matmul(stream, &(struct matmul){.c = &w->d_gate,
+                                       .a = d_logits,
+                                       .b = in_f32 ? &w->x_f32 : &w->x,
+                                       .transpose_a = true,
+                                       .accumulate = true});
+    op_matmul(stream, &(struct matmul){.c = in_f32 ? &w->d_x_f32 : &w->d_x,
+                                       .a = d_logits,
+                                       .b = in_f32 ? &w->gate_f32 : &w->gate,
+                                       .accumulate = !in_f32});
+    if (in_f32) {
+        convert(&w->d_x, &w->d_x_f32, 1.0f);
+    }
+}
+
+static void layer_run(void *context)
+{
+    struct layer_work *w = context;
+
+    layer_forward_run(w);
+    op_experts_backward(stream, &(struct experts_backward){.forward = w->forward,
+                                                           .d_y = &w->d_y,
+                                                           .d_y_row_token = &w->row_token,
+                                                           .d_x = &w->d_rows,
+                                                           .d_row_prob = &w->d_row_prob,
+                                                           .d_fc1 = &w->d_fc1,
+                                                           .d_fc2 = &w->d_fc2});
+    op_row_sum(stream, &(struct row_sum){.y = &w->d_x, .rows = &w->d_rows, .row_of = &w->row_of});
+    layer_router_backward(w);
+}
+
+static int32_t round_robin(int64_t slot, const int64_t *with)
+{
+    return (int32_t)(slot % ((const struct routing *)(const void *)with)->e);
+}
+
+static void layer_tensors(struct layer_work *w, struct routing r, int64_t h, int64_t f)
+{
+    const int64_t rows = r.t * r.k;
+    const struct tensor forced = numbers(rows, round_robin, (const void *)&r);
+
+    w->x = normal_tensor(DTYPE_BF16, 1.0f, r.t, h);
+    w->d_y = normal_tensor(DTYPE_BF16, 1.0f, r.t, h);
+    w->gate = normal_tensor(DTYPE_BF16, 0.02f, r.e, h);
+    w->fc1 = view3(normal_tensor(DTYPE_BF16, 0.02f, r.e * 2 * f, h), r.e);
+    w->fc2 = view3(normal_tensor(DTYPE_BF16, 0.02f, r.e * h, f), r.e);
+    w->x_f32 = new_tensor(DTYPE_F32, r.t, h);
+    w->gate_f32 = new_tensor(DTYPE_F32, r.e, h);
+    w->logits = new_tensor(DTYPE_F32, r.t, r.e);
+    w->probs = new_tensor(DTYPE_F32, r.t, r.k);
+    w->chosen = new_tensor(DTYPE_I32, r.t, r.k);
+    w->forced = tensor_view(&forced, r.t, r.k);
+    w->row_of = new_tensor(DTYPE_I32, r.t, r.k);
+    w->row_token = tensor_new(arena, DTYPE_I32, rows);
+    w->row_prob = tensor_new(arena, DTYPE_F32, rows);
+    w->offsets = tensor_new(arena, DTYPE_I32, r.e + 1);
+    w->pre_activation = new_tensor(DTYPE_BF16, rows, 2 * f);
+    w->rows = new_tensor(DTYPE_BF16, rows, h);
+    w->y = new_tensor(DTYPE_BF16, r.t, h);
+    w->d_rows = new_tensor(DTYPE_BF16, rows, h);
+    w->d_row_prob = tensor_new(arena, DTYPE_F32, rows);
+    w->d_probs = new_tensor(DTYPE_F32, r.t, r.k);
+    w->d_logits = new_tensor(DTYPE_F32, r.t, r.e);
+    w->d_logits_bf16 = new_tensor(DTYPE_BF16, r.t, r.e);
+    w->d_x_f32 = new_tensor(DTYPE_F32, r.t, h);
+    w->d_x = new_tensor(DTYPE_BF16, r.t, h);
+    w->d_gate = new_tensor(DTYPE_F32, r.e, h);
+    w->d_fc1 = tensor_new(arena, DTYPE_F32, r.e, 2 * f, h);
+    w->d_fc2 = tensor_new(arena, DTYPE_F32, r.e, h, f);
+    op_fill_zero(stream, &w->d_gate);
+    op_fill_zero(stream, &w->d_fc1);
+    op_fill_zero(stream, &w->d_fc2);
+}
+
+/* Median of single runs, each waited for: how peers/torch_moe_layer.py measures. Long batches run
+ * slower on a card at its power limit. */
+static void report_layer(const char *name, const char *what, runner *run, struct layer_work *work,
+                         double flops)
+{
+    double seconds[LAYER_REPEATS];
+
+    seconds_of(run, work, LAYER_WARM_UPS);
+    for (int i = 0; i < LAYER_REPEATS; i++) {
+        void *from = stream_mark(stream), *to;
+
+        run(work);
+        to = stream_mark(stream);
+        seconds[i] = stream_mark_seconds(stream, from, to);
+        stream_mark_free(stream, from);
+        stream_mark_free(stream, to);
+    }
+    qsort(seconds, LAYER_REPEATS, sizeof seconds[0], compare_doubles);
+    printf("%s %-*s %9.3f ms %7.1f TFLOP/s\n", name, 43 - (int)strlen(name), what,
+           seconds[LAYER_REPEATS / 2] * 1e3, flops / seconds[LAYER_REPEATS / 2] / 1e12);
+    fflush(stdout);
+}
+
+static void bench_layer(const char *name, struct routing r, int64_t h, int64_t f)
+{
+    const double flops = 6.0 * (double)(r.t * r.k) * (double)h * (double)f;
+    struct layer_work work = {.router_in_f32 = true};
+
+    if (!is_wanted(name)) {
+        return;
+    }
+    begin();
+    layer_tensors(&work, r, h, f);
+    work.route = (struct router_topk){.rule = {.topk = (int)r.k, .scaling_factor = 1.0f},
+                                      .probs = &work.probs,
+                                      .indices = &work.chosen,
+                                      .logits = &work.logits};
+    work.forward = (struct experts_forward){.activation = ACTIVATION_SWIGLU,
+                                            .y = &work.rows,
+                                            .pre_activation = &work.pre_activation,
+                                            .x = &work.x,
+                                            .row_token = &work.row_token,
+                                            .offsets = &work.offsets,
+                                            .row_prob = &work.row_prob,
+                                            .fc1 = &work.fc1,
+                                            .fc2 = &work.fc2};
+    report_layer(name, "forward", layer_forward_run, &work, flops);
+    report_layer(name, "forward + backward", layer_run, &work, 3.0 * flops);
+    work.router_in_f32 = false;
+    report_layer(name, "the same, router in bf16", layer_run, &work, 3.0 * flops);
+}
+
 /* ---- what memory bounds, T 16384, H 4096 ---- */
 
 #define RUNNER(name, args)                                                                         \
@@ -558,6 +747,9 @@ int main(int argc, char **argv)
     bench_experts("experts Mixtral T4096 skewed", (struct routing){4096, 8, 2, true}, 4096, 14336);
     bench_experts("experts Mixtral T16384", (struct routing){16384, 8, 2, false}, 4096, 14336);
     bench_experts("experts Qwen3-30B T32768", (struct routing){32768, 128, 8, false}, 2048, 768);
+    bench_layer("layer Mixtral T4096", (struct routing){4096, 8, 2, false}, 4096, 14336);
+    bench_layer("layer Mixtral T16384", (struct routing){16384, 8, 2, false}, 4096, 14336);
+    bench_layer("layer Qwen3-30B T32768", (struct routing){32768, 128, 8, false}, 2048, 768);
     bench_norm(16384, 4096);
     bench_rope(16384, 32, 8, 128);
     bench_swiglu(16384, 14336);

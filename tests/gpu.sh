@@ -1,7 +1,8 @@
 #!/bin/sh
 # Builds the CUDA backend and checks every op on this machine's GPU; then the speeds.
-#   tests/gpu.sh [check|sanitize|bench [WORD...]]   (nothing: check, then bench)
-# Needs nvcc, cmake, ninja and a C compiler only. Exits 77 where there is no GPU.
+#   tests/gpu.sh [check|sanitize|bench] [WORD...]   (nothing: check, then bench; WORDs choose ops)
+# Needs nvcc, cmake, ninja and a C compiler only. Exits 77 where there is no GPU. The whole program on
+# the GPU, with all that it depends on: tests/gpu/program.sh BUILD.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=${CADRE_GPU_BUILD:-$root/build-gpu}
@@ -18,12 +19,12 @@ cmake -S "$root/tests/gpu" -B "$build" -G Ninja -DCADRE_CUDA=ON >"$build.log" 2>
 cmake --build "$build" >"$build.log" 2>&1 || { tail -50 "$build.log"; exit 1; }
 status=0
 if [ "$what" = all ] || [ "$what" = check ]; then
-    "$build/check_ops" >"$build/check.txt" || status=$?
+    "$build/check_ops" "$@" >"$build/check.txt" || status=$?
     grep -A70 'results compared' "$build/check.txt" || tail -20 "$build/check.txt"
 fi
 if [ "$what" = sanitize ]; then
     for tool in memcheck racecheck initcheck; do
-        compute-sanitizer --tool $tool --error-exitcode 9 "$build/check_ops" \
+        compute-sanitizer --tool $tool --error-exitcode 9 "$build/check_ops" small "$@" \
             >"$build/sanitize_$tool.txt" 2>&1 || status=$?
         echo "$tool: $(tail -1 "$build/sanitize_$tool.txt")"
     done

@@ -82,13 +82,10 @@ static struct tensor jittered(const struct router *router, const struct pass *pa
     return y;
 }
 
+/* Logits are f32. Products of bf16 numbers are exact in f32, so operands stay as they are. */
 static void compute_logits(const struct router *router, const struct pass *pass,
                            struct router_saved *saved)
 {
-    const struct arena_mark mark = arena_mark(pass->scratch);
-    const struct tensor x = as_f32(pass, &saved->x);
-    const struct tensor weight = as_f32(pass, &router->weight->value);
-
     if (router->config.force_load_balancing) {
         op_random_normal(pass->stream,
                          &(struct random_normal){.x = &saved->logits,
@@ -96,11 +93,11 @@ static void compute_logits(const struct router *router, const struct pass *pass,
                                                  .key = rng_key(pass->seed, "router_force",
                                                                 (uint64_t)router->config.layer)});
     } else {
-        op_matmul(
-            pass->stream,
-            &(struct matmul){.c = &saved->logits, .a = &x, .b = &weight, .transpose_b = true});
+        op_matmul(pass->stream, &(struct matmul){.c = &saved->logits,
+                                                 .a = &saved->x,
+                                                 .b = &router->weight->value,
+                                                 .transpose_b = true});
     }
-    arena_release(pass->scratch, mark);
 }
 
 static void choose_experts(const struct router *router, const struct pass *pass,

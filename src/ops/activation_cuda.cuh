@@ -5,11 +5,14 @@
 
 #include "ops/ops_cuda_internal.cuh"
 
-/* Within a few units of the last place of f32, by the fast exponential and quotient: the epilogues
- * of products wait for it. */
-__device__ inline float sigmoid(float x)
+/* FAST: by the fast exponential and quotient, a few units of the last place of f32 off. For results
+ * that are rounded to bf16, where the epilogue of a product waits for it. */
+template <bool FAST> __device__ inline float sigmoid(float x)
 {
-    return __fdividef(1.0f, 1.0f + __expf(-x));
+    if constexpr (FAST) {
+        return __fdividef(1.0f, 1.0f + __expf(-x));
+    }
+    return 1.0f / (1.0f + expf(-x));
 }
 
 /* tanh-GELU: 0.5 x (1 + tanh(u)) = x sigmoid(2u), 2u = 2 sqrt(2/pi) (x + 0.044715 x^3). */
@@ -17,12 +20,13 @@ __device__ inline float sigmoid(float x)
 #define GELU_CUBIC (1.595769122f * 0.044715f)
 
 /* x is the gate of SwiGLU, up its other half; the other kinds have x alone. */
-template <enum activation_kind kind> __device__ inline float activation_value(float x, float up)
+template <enum activation_kind kind, bool FAST = false>
+__device__ inline float activation_value(float x, float up)
 {
     if constexpr (kind == ACTIVATION_SWIGLU) {
-        return x * sigmoid(x) * up;
+        return x * sigmoid<FAST>(x) * up;
     } else if constexpr (kind == ACTIVATION_GELU) {
-        return x * sigmoid(x * (GELU_LINEAR + GELU_CUBIC * x * x));
+        return x * sigmoid<FAST>(x * (GELU_LINEAR + GELU_CUBIC * x * x));
     } else {
         return x > 0.0f ? x * x : 0.0f;
     }
@@ -33,15 +37,15 @@ struct activation_slopes {
 };
 
 /* d silu(g) = s (1 + g (1 - s)); with v = 2u: d (x sigmoid(v)) = s + x s (1 - s) v'. */
-template <enum activation_kind kind>
+template <enum activation_kind kind, bool FAST = false>
 __device__ inline struct activation_slopes activation_slopes_of(float x, float up)
 {
     if constexpr (kind == ACTIVATION_SWIGLU) {
-        const float s = sigmoid(x), silu = x * s;
+        const float s = sigmoid<FAST>(x), silu = x * s;
 
         return {silu * up, up * s * (1.0f + x - silu), silu};
     } else if constexpr (kind == ACTIVATION_GELU) {
-        const float s = sigmoid(x * (GELU_LINEAR + GELU_CUBIC * x * x));
+        const float s = sigmoid<FAST>(x * (GELU_LINEAR + GELU_CUBIC * x * x));
         const float slope = GELU_LINEAR + 3.0f * GELU_CUBIC * x * x;
 
         return {x * s, s + x * s * (1.0f - s) * slope, 0.0f};

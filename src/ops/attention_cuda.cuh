@@ -57,20 +57,30 @@ template <class ARGS> struct head {
         return a.document_start == NULL || a.k_start + j >= a.document_start[s * a.b + batch];
     }
 
-    /* What a probability is multiplied with: 0 or 1 / (1 - p). */
+    /* The row of the random numbers of query s. */
+    __device__ uint64_t dropout_row(int64_t s) const
+    {
+        const uint64_t id = (uint64_t)a.sample_id[batch] * (uint64_t)a.num_heads_global +
+                            (uint64_t)(a.head_start + head_index);
+
+        return (id << 24) + (uint64_t)(a.q_start + s);
+    }
+
+    __device__ bool keeps(int64_t s, int64_t j) const
+    {
+        return rng_uniform(a.dropout.key, dropout_row(s), (uint64_t)(a.k_start + j)) >= a.dropout.p;
+    }
+
+    /* What a kept probability is multiplied with. */
+    __device__ float kept_factor() const
+    {
+        return 1.0f / (1.0f - a.dropout.p);
+    }
+
+    /* What any probability is multiplied with. */
     __device__ float dropout_factor(int64_t s, int64_t j) const
     {
-        uint64_t id;
-
-        if (a.dropout.p == 0.0f) {
-            return 1.0f;
-        }
-        id = (uint64_t)a.sample_id[batch] * (uint64_t)a.num_heads_global +
-             (uint64_t)(a.head_start + head_index);
-        return rng_uniform(a.dropout.key, (id << 24) + (uint64_t)(a.q_start + s),
-                           (uint64_t)(a.k_start + j)) >= a.dropout.p
-                   ? 1.0f / (1.0f - a.dropout.p)
-                   : 0.0f;
+        return a.dropout.p == 0.0f || keeps(s, j) ? kept_factor() : 0.0f;
     }
 
     /* Keys that no query of [s, s + count) sees begin here. */

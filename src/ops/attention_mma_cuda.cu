@@ -228,16 +228,39 @@ __device__ inline void softmax_step(float (&score)[N / 8][4], softmax_rows &rows
     }
 }
 
+/* Zeros in p [16, N] where rows s and s + 8 drop a key, j0 and on. The factor 1 / (1 - p) comes
+ * last, in f32: it would cost a probability near 1 its exactness in bf16. A call of Philox makes
+ * the numbers of four keys: of the two threads that hold them, one makes those of row s, the other
+ * those of row s + 8, and each gives the other its half. */
 template <class ARGS, int N>
 __device__ inline void drop(float (&p)[N / 8][4], const head<ARGS> &h, int64_t s, int j0)
 {
-    const int c = threadIdx.x % 4 * 2;
+    const struct dropout_rule rule = h.a.dropout;
+    const int lane = threadIdx.x % 32, odd = lane % 2, c = lane % 4 * 2;
+    const int64_t first = h.a.k_start + j0;
 
+    if (first % 4 != 0) {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            if (!h.keeps(s + i % 4 / 2 * 8, j0 + i / 4 * 8 + c + i % 2)) {
+                p[i / 4][i % 4] = 0.0f;
+            }
+        }
+        return;
+    }
 #pragma unroll
     for (int n = 0; n < N / 8; n++) {
+        uint32_t bits[4], given[2];
+
+        rng_philox(bits, rule.key, h.dropout_row(s + 8 * odd), (uint64_t)(first + n * 8 + c) / 4);
+        given[0] = __shfl_xor_sync(0xffffffffu, odd ? bits[0] : bits[2], 1);
+        given[1] = __shfl_xor_sync(0xffffffffu, odd ? bits[1] : bits[3], 1);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            p[n][i] *= h.dropout_factor(s + i / 2 * 8, j0 + n * 8 + c + i % 2);
+        for (int i = 0; i < 4; i++) { /* i / 2: row; i % 2: key */
+            const uint32_t own = odd ? bits[2 + i % 2] : bits[i % 2];
+            const uint32_t number = i / 2 == odd ? own : given[i % 2];
+
+            p[n][i] = rng_to_uniform(number) >= rule.p ? p[n][i] : 0.0f;
         }
     }
 }
@@ -260,8 +283,8 @@ __device__ inline void resume(const head<ARGS> &h, int64_t s, softmax_rows &rows
                 const int64_t at = h.query_element(s + 8 * r) + n * 8 + c;
 
                 if (n * 8 + c < a.d) {
-                    out[n][2 * r] = to_float(a.out_written[at]);
-                    out[n][2 * r + 1] = to_float(a.out_written[at + 1]);
+                    out[n][2 * r] = (1.0f - a.dropout.p) * to_float(a.out_written[at]);
+                    out[n][2 * r + 1] = (1.0f - a.dropout.p) * to_float(a.out_written[at + 1]);
                 }
             }
         }
@@ -278,7 +301,7 @@ __device__ inline void write_rows(const head<ARGS> &h, int64_t s, const softmax_
 
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const float inverse = rows.sum[r] > 0.0f ? 1.0f / rows.sum[r] : 0.0f;
+        const float inverse = rows.sum[r] > 0.0f ? h.kept_factor() / rows.sum[r] : 0.0f;
 
         if (s + 8 * r >= a.s) {
             continue;
@@ -420,7 +443,7 @@ __global__ void __launch_bounds__(THREADS) d_q_kernel(attention_args<bf16, bf16,
     const int64_t q_stride = a.b * a.num_heads * a.d, k_stride = a.b * a.num_groups * a.d;
     const int end = (int)h.key_end(s0, ROWS), d = (int)a.d;
     const span spans[2] = {span_of(h, s), span_of(h, s + 8)};
-    const float scale = a.scale * LOG2_E;
+    const float scale = a.scale * LOG2_E, factor = h.kept_factor();
     float lse[2], delta[2], d_q[D / 8][4];
 
     load_tile<D>(q, a.q + h.query_element(0), q_stride, s0, ROWS, (int)a.s, d);
@@ -454,9 +477,10 @@ __global__ void __launch_bounds__(THREADS) d_q_kernel(attention_args<bf16, bf16,
         for (int n = 0; n < STEP / 8; n++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                p[n][i] = spans[i / 2].has(j0 + n * 8 + c + i % 2)
-                              ? exp2f(p[n][i] * scale - lse[i / 2]) * (d_p[n][i] - delta[i / 2])
-                              : 0.0f;
+                p[n][i] =
+                    spans[i / 2].has(j0 + n * 8 + c + i % 2)
+                        ? exp2f(p[n][i] * scale - lse[i / 2]) * (factor * d_p[n][i] - delta[i / 2])
+                        : 0.0f;
             }
         }
         add_product<D, STEP>(d_q, p, k + slot * STEP * pitch<D>);
@@ -510,7 +534,7 @@ __global__ void __launch_bounds__(THREADS) d_kv_kernel(attention_args<bf16, bf16
     const int per_head = first < a.s ? ((int)a.s - first + STEP - 1) / STEP : 0;
     const int num_steps = j0 < a.kv_length ? per_group * per_head : 0;
     const head<ARGS> any(a, batch, group * per_group);
-    const float scale = a.scale * LOG2_E;
+    const float scale = a.scale * LOG2_E, factor = any.kept_factor();
     float d_k[D / 8][4], d_v[D / 8][4];
 
     clear(d_k);
@@ -543,11 +567,11 @@ __global__ void __launch_bounds__(THREADS) d_kv_kernel(attention_args<bf16, bf16
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int column = n * 8 + c + i % 2, key = j + i / 2 * 8;
-                const float kept = a.dropout.p > 0.0f ? h.dropout_factor(s0 + column, key) : 1.0f;
+                const float kept = a.dropout.p == 0.0f || h.keeps(s0 + column, key) ? 1.0f : 0.0f;
                 const float e =
                     tile.spans[column].has(key) ? exp2f(p[n][i] * scale - tile.lse[column]) : 0.0f;
 
-                d_score[n][i] = e * (kept * d_score[n][i] - tile.delta[column]);
+                d_score[n][i] = e * (factor * kept * d_score[n][i] - tile.delta[column]);
                 p[n][i] = e * kept;
             }
         }
@@ -556,7 +580,7 @@ __global__ void __launch_bounds__(THREADS) d_kv_kernel(attention_args<bf16, bf16
         __syncthreads();
     }
     put_rows<D>(a, a.d_k, d_k, a.scale, j, a.s_kv, [&](int64_t i) { return any.key_element(i); });
-    put_rows<D>(a, a.d_v, d_v, 1.0f, j, a.s_kv, [&](int64_t i) { return any.key_element(i); });
+    put_rows<D>(a, a.d_v, d_v, factor, j, a.s_kv, [&](int64_t i) { return any.key_element(i); });
 }
 
 /* ---- calls ---- */

@@ -2,14 +2,14 @@
  * packs) goes to fused kernels; everything else to plain grouped products with the activation
  * between them. Neither learns the number of rows of an expert on the host.
  *
- * Rows named by row_token are gathered into scratch first, or where experts are narrow by the
- * products that read them. */
+ * Rows named by row_token are gathered into scratch first, or, where experts are narrow, in forward
+ * by the product that reads them. */
 #include "ops/activation_cuda.cuh"
 #include "ops/grouped_matmul_cuda.cuh"
 
 enum {
     BLOCK = 256,
-    GATHER_WIDTH_MAX = 4096, /* of an expert whose products gather */
+    GATHER_WIDTH_MAX = 2048, /* of an expert whose first product gathers */
 };
 
 /* Rows of an operand: those of x, or where row_token is given, the tokens of x that it names. */
@@ -38,15 +38,10 @@ static struct operand gathered(struct stream *stream, struct operand operand,
     return rows;
 }
 
-/* A gather in a product costs a few percent of the product, whose time grows with the experts'
- * width; a copy costs the same at any width. */
-static bool gathers_in_products(const struct experts_forward *op)
+/* A gather in the product costs a tenth of the product, whose time grows with the experts' width; a
+ * copy costs the same at any width. */
+static bool gathers_in_product(const struct experts_forward *op)
 {
-#ifdef CADRE_TUNE
-    if (getenv("CADRE_GATHER") != NULL) {
-        return getenv("CADRE_GATHER")[0] == '1';
-    }
-#endif
     return op->fc2->dim[2] <= GATHER_WIDTH_MAX;
 }
 
@@ -61,8 +56,8 @@ static struct tensor scratch_tensor(struct stream *stream, enum dtype dtype, int
 static bool is_for_matrix_units(const struct experts_forward *op)
 {
     return op->x->dtype == DTYPE_BF16 && op->activation == ACTIVATION_SWIGLU &&
-           op->fc1_bias == NULL && op->fc2_bias == NULL && op->fc1->dim[0] <= HOPPER_EXPERTS_MAX &&
-           op->fc1->dim[2] % 8 == 0 && op->fc2->dim[2] % 8 == 0 &&
+           op->fc1_bias == NULL && op->fc2_bias == NULL && op->fc1->dim[2] % 8 == 0 &&
+           op->fc2->dim[2] % 8 == 0 &&
            packable(8, {op->x, op->fc1, op->fc2, op->pre_activation, op->y});
 }
 
@@ -311,7 +306,7 @@ extern "C" void experts_forward_cuda(struct stream *stream, const struct experts
     if (op->pre_activation->dim[0] == 0) {
         return;
     }
-    if (!matrix_units || !gathers_in_products(op)) {
+    if (!matrix_units || !gathers_in_product(op)) {
         x = gathered(stream, x, op->offsets);
     }
     if (matrix_units) {
@@ -322,23 +317,20 @@ extern "C" void experts_forward_cuda(struct stream *stream, const struct experts
 }
 
 static void hopper_backward(struct stream *stream, const struct experts_backward *op,
-                            struct tensor *d_h, struct tensor *a, const struct operand *x,
-                            const struct operand *d_y)
+                            struct tensor *d_h, struct tensor *a, const struct tensor *x,
+                            const struct tensor *d_y)
 {
     const struct experts_forward *forward = &op->forward;
     const struct hopper_d_fc2 through = {d_h,
                                          a,
                                          op->d_row_prob,
-                                         &d_y->x,
-                                         d_y->row_token,
+                                         d_y,
                                          forward->fc2,
                                          forward->pre_activation,
                                          forward->offsets,
                                          forward->row_prob};
-    const struct hopper_weights d_fc2 = {op->d_fc2, &d_y->x,          d_y->row_token,
-                                         a,         forward->offsets, false};
-    const struct hopper_weights d_fc1 = {op->d_fc1,        &x->x, x->row_token, d_h,
-                                         forward->offsets, true};
+    const struct grouped_weights d_fc2 = {op->d_fc2, d_y, a, forward->offsets};
+    const struct grouped_weights d_fc1 = {op->d_fc1, d_h, x, forward->offsets};
     const struct grouped_rows d_x = {op->d_x, d_h,  forward->fc1, forward->offsets,
                                      true,    NULL, NULL};
 
@@ -359,16 +351,13 @@ extern "C" void experts_backward_cuda(struct stream *stream, const struct expert
 
     const bool matrix_units =
         is_for_matrix_units(forward) && packable(8, {op->d_y, op->d_x, op->d_fc1, op->d_fc2});
-    struct operand x = {*forward->x, forward->row_token}, d_y = {*op->d_y, op->d_y_row_token};
+    const struct operand x = gathered(stream, {*forward->x, forward->row_token}, forward->offsets);
+    const struct operand d_y = gathered(stream, {*op->d_y, op->d_y_row_token}, forward->offsets);
     struct tensor d_h = scratch_tensor(stream, x.x.dtype, num_rows, forward->fc1->dim[1]);
     struct tensor a = scratch_tensor(stream, x.x.dtype, num_rows, forward->fc2->dim[2]);
 
-    if (!matrix_units || !gathers_in_products(forward)) {
-        x = gathered(stream, x, forward->offsets);
-        d_y = gathered(stream, d_y, forward->offsets);
-    }
     if (matrix_units) {
-        hopper_backward(stream, op, &d_h, &a, &x, &d_y);
+        hopper_backward(stream, op, &d_h, &a, &x.x, &d_y.x);
         return;
     }
 

@@ -27,13 +27,11 @@ struct grouped_weights {
 void grouped_weights_matmul(struct stream *stream, const struct grouped_weights *args);
 
 /* ---- on the matrix units: BF16, all widths multiples of 8 ----
- *
- * Where row_token is given, the operand's rows are tokens that it names, gathered on the way in. */
-
-enum { HOPPER_EXPERTS_MAX = 1024 };
+ */
 
 /* The first half of the experts, SwiGLU: h = x W1^T, a = prob * silu(gate) * up. x [R,H], fc1
- * [E,2F,H], h [R,2F], a [R,F]; row_prob optional. */
+ * [E,2F,H], h [R,2F], a [R,F]; row_prob optional. With row_token, the rows are tokens of x [T,H]
+ * that it names, gathered on the way in. */
 struct hopper_fc1 {
     struct tensor *h, *a;
     const struct tensor *x, *row_token, *fc1, *offsets, *row_prob;
@@ -44,20 +42,13 @@ void hopper_fc1(struct stream *stream, const struct hopper_fc1 *args);
  * a = prob * silu(gate) * up, and d_row_prob = sum_f d_a silu(gate) up. fc2 [E,H,F]. */
 struct hopper_d_fc2 {
     struct tensor *d_h, *a, *d_row_prob; /* d_row_prob optional */
-    const struct tensor *d_y, *d_y_row_token, *fc2, *h, *offsets, *row_prob;
+    const struct tensor *d_y, *fc2, *h, *offsets, *row_prob;
 };
 void hopper_d_fc2(struct stream *stream, const struct hopper_d_fc2 *args);
 
-/* As grouped_rows_matmul without bias, c act. */
+/* As grouped_rows_matmul without bias, c act; and as grouped_weights_matmul, c at an address that
+ * is a multiple of 16. */
 void hopper_rows_matmul(struct stream *stream, const struct grouped_rows *args);
-
-/* C_e[m, n] += sum over the rows r of e of A[r, m] B[r, n]; transposed: into C_e[n, m]. A's rows
- * may be gathered. C [E,M,N] or [E,N,M] f32, at an address that is a multiple of 16. */
-struct hopper_weights {
-    struct tensor *c;
-    const struct tensor *a, *row_token, *b, *offsets;
-    bool transposed;
-};
-void hopper_weights_matmul(struct stream *stream, const struct hopper_weights *args);
+void hopper_weights_matmul(struct stream *stream, const struct grouped_weights *args);
 
 #endif

@@ -1,9 +1,7 @@
 /* grouped_schedule_cuda.cuh - which tiles the persistent kernels of the experts' products compute,
  * from numbers of rows that only the device knows.
  *
- * The blocks of a cluster of two work on a unit of two tiles at a time: neighbours along M, which
- * share the tile of B; or, for an expert's last tile of an odd number, neighbours along N, which
- * share nothing. Cluster i takes the units i, i + clusters, ... */
+ * Block i of the grid takes the tiles i, i + blocks, ... */
 #ifndef CADRE_OPS_GROUPED_SCHEDULE_CUDA_CUH
 #define CADRE_OPS_GROUPED_SCHEDULE_CUDA_CUH
 
@@ -20,16 +18,28 @@ struct tile_grid {
                  */
 };
 
-/* In shared memory, [E+1] each: the experts' rows and the number of units before each. */
+/* In shared memory, [E+1] each: the experts' rows and the number of tiles before each. */
 struct schedule {
-    int *first_row, *first_unit;
+    int *first_row, *first_tile;
 };
 
-/* A block's share of a unit. num_rows: of the expert. */
+/* num_rows: of the expert. */
 struct tile {
     int expert, m, n, first_row, num_rows;
-    bool shares_b; /* with the other block of the cluster */
 };
+
+/* Experts of a launch, so that their schedule fits in what the kernels leave of shared memory. */
+enum { LAUNCH_EXPERTS_MAX = 192 };
+
+/* The experts of the launch that begins with `first`. */
+static inline struct tile_grid tile_grid_part(struct tile_grid grid, int first)
+{
+    const int rest = grid.num_experts - first;
+
+    grid.offsets += first;
+    grid.num_experts = rest < LAUNCH_EXPERTS_MAX ? rest : LAUNCH_EXPERTS_MAX;
+    return grid;
+}
 
 static inline int schedule_bytes(int num_experts)
 {
@@ -58,7 +68,7 @@ __device__ inline void schedule_init(const struct schedule &schedule, const stru
         const int first = e < grid.num_experts ? grid.offsets[e] : 0;
         const int end = e < grid.num_experts ? grid.offsets[e + 1] : first;
         const int tiles_m = expert_tiles_m(grid, end - first);
-        int prefix = tiles_m / 2 * grid.tiles_n + tiles_m % 2 * ((grid.tiles_n + 1) / 2);
+        int prefix = tiles_m * grid.tiles_n;
 
         for (int distance = 1; distance < 32; distance *= 2) {
             const int other = __shfl_up_sync(0xffffffffu, prefix, distance);
@@ -67,33 +77,32 @@ __device__ inline void schedule_init(const struct schedule &schedule, const stru
         }
         if (e < grid.num_experts) {
             schedule.first_row[e + 1] = end;
-            schedule.first_unit[e + 1] = before + prefix;
+            schedule.first_tile[e + 1] = before + prefix;
         }
         before += __shfl_sync(0xffffffffu, prefix, 31);
     }
     if (lane == 0) {
         schedule.first_row[0] = grid.offsets[0];
-        schedule.first_unit[0] = 0;
+        schedule.first_tile[0] = 0;
     }
 }
 
-__device__ inline int num_units(const struct schedule &schedule, const struct tile_grid &grid)
+__device__ inline int num_tiles(const struct schedule &schedule, const struct tile_grid &grid)
 {
-    return schedule.first_unit[grid.num_experts];
+    return schedule.first_tile[grid.num_experts];
 }
 
-/* The tile of block `rank` in a unit. It may lie beyond the last tile of N. */
 __device__ inline struct tile tile_at(const struct schedule &schedule, const struct tile_grid &grid,
-                                      int unit, int rank)
+                                      int index)
 {
-    int low = 0, high = grid.num_experts; /* first_unit[low] <= unit < first_unit[high] */
+    int low = 0, high = grid.num_experts; /* first_tile[low] <= index < first_tile[high] */
     struct tile tile;
-    int num_pairs, group, group_size;
+    int tiles_m, group, group_size;
 
     while (high - low > 1) {
         const int middle = (low + high) / 2;
 
-        if (schedule.first_unit[middle] <= unit) {
+        if (schedule.first_tile[middle] <= index) {
             low = middle;
         } else {
             high = middle;
@@ -102,33 +111,20 @@ __device__ inline struct tile tile_at(const struct schedule &schedule, const str
     tile.expert = low;
     tile.first_row = schedule.first_row[low];
     tile.num_rows = schedule.first_row[low + 1] - tile.first_row;
-    num_pairs = expert_tiles_m(grid, tile.num_rows) / 2;
-    unit -= schedule.first_unit[low];
-    tile.shares_b = unit < num_pairs * grid.tiles_n;
-    if (!tile.shares_b) {
-        tile.m = 2 * num_pairs;
-        tile.n = 2 * (unit - num_pairs * grid.tiles_n) + rank;
-        return tile;
-    }
-    group = unit / (grid.raster * grid.tiles_n);
-    unit -= group * grid.raster * grid.tiles_n;
-    group_size = min(grid.raster, num_pairs - group * grid.raster);
-    tile.m = 2 * (group * grid.raster + unit % group_size) + rank;
-    tile.n = unit / group_size;
+    tiles_m = expert_tiles_m(grid, tile.num_rows);
+    index -= schedule.first_tile[low];
+    group = index / (grid.raster * grid.tiles_n);
+    index -= group * grid.raster * grid.tiles_n;
+    group_size = min(grid.raster, tiles_m - group * grid.raster);
+    tile.m = group * grid.raster + index % group_size;
+    tile.n = index / group_size;
     return tile;
 }
 
 /* Where a producer or a consumer stands in the ring of slots. A slot is handed over by two
- * barriers: `full` counts the bytes that arrived, `empty` the consumers that are done with it,
- * those of both blocks, since a tile of B is written into both. */
+ * barriers: `full` counts the bytes that arrived, `empty` the consumers that are done with it. */
 template <int NUM_SLOTS> struct ring_position {
     int slot, parity;
-
-    __device__ void seek(unsigned block)
-    {
-        slot = (int)(block % NUM_SLOTS);
-        parity = (int)(block / NUM_SLOTS % 2);
-    }
 
     __device__ void advance(void)
     {
@@ -139,18 +135,12 @@ template <int NUM_SLOTS> struct ring_position {
     }
 };
 
-/* By the calling warpgroup, to both blocks. */
+/* By the calling warpgroup. */
 __device__ inline void slot_release(uint64_t *empty)
 {
-    if (threadIdx.x % 128 < 2) {
-        barrier_arrive_at(empty, threadIdx.x % 128);
+    if (threadIdx.x % 128 == 0) {
+        barrier_arrive(empty);
     }
-}
-
-/* Clusters of two that fill the device. */
-static inline int num_clusters(void)
-{
-    return num_multiprocessors() / 2;
 }
 
 #endif

@@ -1,5 +1,5 @@
 /* hopper_cuda.cuh - Hopper's asynchronous machine, one function an instruction: barriers in shared
- * memory (mbarrier), the copy engine (TMA), clusters of two blocks, the matrix units (wgmma); and
+ * memory (mbarrier), the copy engine (TMA), the matrix units (wgmma); and
  * on the host, how the copy engine is told where a tensor lies.
  *
  * Techniques after CUTLASS's warp-specialised kernels and fast.cu (reference/performance.md 3). */
@@ -23,6 +23,12 @@ __device__ inline void barrier_init(uint64_t *barrier, int count)
                  "r"(count));
 }
 
+/* Before the barriers' first use, by the thread that made them. */
+__device__ inline void barrier_init_fence(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
 __device__ inline void barrier_expect(uint64_t *barrier, int num_bytes)
 {
     asm volatile(
@@ -31,15 +37,9 @@ __device__ inline void barrier_expect(uint64_t *barrier, int num_bytes)
         : "memory");
 }
 
-/* At the barrier of the same place in block `rank` of the cluster. */
-__device__ inline void barrier_arrive_at(uint64_t *barrier, int rank)
+__device__ inline void barrier_arrive(uint64_t *barrier)
 {
-    asm volatile("{\n"
-                 ".reg .b32 remote;\n"
-                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-                 "}\n" ::"r"(shared_address(barrier)),
-                 "r"(rank)
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
                  : "memory");
 }
 
@@ -72,33 +72,10 @@ __device__ inline void named_barrier_sync(int id, int num_threads)
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
-__device__ inline void named_barrier_arrive(int id, int num_threads)
-{
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
-}
-
 /* Ordinary stores to shared memory before it are seen by the copy engine and the matrix units. */
 __device__ inline void fence_async(void)
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-/* ---- clusters ---- */
-
-__device__ inline int cluster_rank(void)
-{
-    uint32_t rank;
-
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return (int)rank;
-}
-
-/* All threads of both blocks. */
-__device__ inline void cluster_sync(void)
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;\n" ::
-                     : "memory");
 }
 
 /* ---- the copy engine ---- */
@@ -121,47 +98,68 @@ __device__ inline void tma_load_3d(void *to, const CUtensorMap *map, uint64_t *b
                  : "memory");
 }
 
-/* To the same place of both blocks of the cluster, each of whose barriers counts the bytes. */
-__device__ inline void tma_load_2d_both(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
-                                        int y)
+__device__ inline void tma_load_4d(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
+                                   int y, int z, int w)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"((uint16_t)3)
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
                  : "memory");
 }
 
-__device__ inline void tma_load_3d_both(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
-                                        int y, int z)
+__device__ inline void tma_store_4d(const CUtensorMap *map, const void *from, int x, int y, int z,
+                                    int w)
 {
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
-        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "h"((uint16_t)3)
-        : "memory");
-}
-
-/* Adds a box of shared memory to global memory. */
-__device__ inline void tma_add_3d(const CUtensorMap *map, const void *from, int x, int y, int z)
-{
-    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group "
-                 "[%0, {%2, %3, %4}], [%1];" ::"l"(map),
-                 "r"(shared_address(from)), "r"(x), "r"(y), "r"(z)
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group "
+                 "[%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+                 "r"(shared_address(from)), "r"(x), "r"(y), "r"(z), "r"(w)
                  : "memory");
 }
 
-/* Until the shared memory of the calling thread's tma_add_3d has been read. */
-__device__ inline void tma_wait_read(void)
+/* For what is touched once: it leaves the L2 cache first. */
+__device__ inline uint64_t policy_once(void)
 {
-    asm volatile("cp.async.bulk.commit_group;\n"
-                 "cp.async.bulk.wait_group.read 0;\n" ::
-                     : "memory");
+    uint64_t policy;
+
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
 }
 
-/* Brings bytes into the L2 cache. Address and number are multiples of 16. */
-__device__ inline void prefetch(const void *from, int num_bytes)
+__device__ inline void tma_load_3d_once(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
+                                        int y, int z, uint64_t policy)
 {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(num_bytes)
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
+                 : "memory");
+}
+
+__device__ inline void tma_store_3d_once(const CUtensorMap *map, const void *from, int x, int y,
+                                         int z, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group.L2::cache_hint "
+                 "[%0, {%2, %3, %4}], [%1], %5;" ::"l"(map),
+                 "r"(shared_address(from)), "r"(x), "r"(y), "r"(z), "l"(policy)
+                 : "memory");
+}
+
+/* Closes a group of the calling thread's stores. */
+__device__ inline void tma_commit(void)
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/* Until the shared memory of all but the last PENDING of the calling thread's groups was read. */
+template <int PENDING> __device__ inline void tma_wait_read(void)
+{
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+
+/* Into the L2 cache only. */
+__device__ inline void tma_prefetch_3d(const CUtensorMap *map, int x, int y, int z)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
+                 "r"(x), "r"(y), "r"(z)
                  : "memory");
 }
 
@@ -190,15 +188,17 @@ template <int PENDING> __device__ inline void wgmma_wait(void)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-/* A tile in shared memory as wgmma reads it, 128-byte swizzle. Along k (64 elements a line): groups
- * of 8 lines, 1024 bytes apart. By rows (a line is one k, 64 of M or N): groups of 8 k, 1024
- * bytes apart, and boxes of 64 of M or N, box_bytes apart. */
-template <bool BY_ROWS> __device__ inline uint64_t tile_descriptor(const void *tile, int box_bytes)
+/* A tile in shared memory as wgmma reads it, swizzled by lines. Along k (a line is 64 or 32 k of
+ * one row of M or N): groups of 8 lines. By rows (a line is one k, 64 of M or N): groups of 8 k,
+ * and boxes of 64 of M or N, box_bytes apart. */
+template <bool BY_ROWS, int LINE_BYTES = 128>
+__device__ inline uint64_t tile_descriptor(const void *tile, int box_bytes)
 {
     const uint64_t address = (shared_address(tile) & 0x3ffff) >> 4;
-    const uint64_t leading = BY_ROWS ? box_bytes >> 4 : 1, stride = 1024 >> 4;
+    const uint64_t leading = BY_ROWS ? box_bytes >> 4 : 1, stride = 8 * LINE_BYTES >> 4;
+    const uint64_t swizzle = LINE_BYTES == 128 ? 1 : 2;
 
-    return address | leading << 16 | stride << 32 | (uint64_t)1 << 62;
+    return address | leading << 16 | stride << 32 | swizzle << 62;
 }
 
 /* d [64,256] (+)= a [64,16] b [16,256]. */
@@ -266,28 +266,49 @@ static inline encode_function *tensor_map_encode(void)
     return (encode_function *)function;
 }
 
-/* How the copy engine reads and writes x (2 or 3 dims): boxes of 128 bytes of a row (64 bf16, 32
- * f32) and box_rows rows, swizzled in shared memory. */
-static inline CUtensorMap tensor_map_of(const struct tensor *x, int box_rows)
+/* How the copy engine sees memory: num_dims dims, the last named first, of `stride_bytes` (the
+ * first is packed), in boxes of 128 bytes of the first dim, swizzled in shared memory. */
+struct tensor_view {
+    enum dtype dtype;
+    void *data;
+    int num_dims;
+    cuuint64_t dims[4], stride_bytes[3];
+    cuuint32_t box[4];
+};
+
+static inline CUtensorMap tensor_map_of_view(const struct tensor_view *x)
 {
-    const int last = x->num_dims - 1;
-    const cuuint64_t element_bytes = (cuuint64_t)dtype_size_bytes(x->dtype);
-    const cuuint64_t dims[3] = {(cuuint64_t)x->dim[last], (cuuint64_t)x->dim[last - 1],
-                                (cuuint64_t)x->dim[0]};
-    const cuuint64_t strides[2] = {dims[0] * element_bytes, dims[0] * dims[1] * element_bytes};
-    const cuuint32_t box[3] = {(cuuint32_t)(128 / element_bytes), (cuuint32_t)box_rows, 1};
-    const cuuint32_t steps[3] = {1, 1, 1};
+    const cuuint32_t steps[4] = {1, 1, 1, 1};
+    const bool wide = x->box[0] * dtype_size_bytes(x->dtype) == 128;
     CUtensorMap map;
     const CUresult result = tensor_map_encode()(
         &map,
         x->dtype == DTYPE_F32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        (cuuint32_t)x->num_dims, x->data, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        (cuuint32_t)x->num_dims, x->data, x->dims, x->stride_bytes, x->box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE,
+        wide ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 
-    CHECK(result == CUDA_SUCCESS, "no tensor map for %s: error %d", tensor_describe(x),
-          (int)result);
+    CHECK(result == CUDA_SUCCESS, "no tensor map of %d dims, %lld x %lld: error %d", x->num_dims,
+          (long long)x->dims[1], (long long)x->dims[0], (int)result);
     return map;
+}
+
+/* x (2 or 3 dims) in boxes of 128 bytes of a row (64 bf16, 32 f32) and box_rows rows. */
+static inline CUtensorMap tensor_map_of(const struct tensor *x, int box_rows)
+{
+    const int last = x->num_dims - 1;
+    const cuuint64_t element_bytes = (cuuint64_t)dtype_size_bytes(x->dtype);
+    const cuuint64_t row_bytes = (cuuint64_t)x->dim[last] * element_bytes;
+    const struct tensor_view view = {
+        x->dtype,
+        x->data,
+        x->num_dims,
+        {(cuuint64_t)x->dim[last], (cuuint64_t)x->dim[last - 1], (cuuint64_t)x->dim[0]},
+        {row_bytes, row_bytes * (cuuint64_t)x->dim[last - 1]},
+        {(cuuint32_t)(128 / element_bytes), (cuuint32_t)box_rows, 1}};
+
+    return tensor_map_of_view(&view);
 }
 
 #endif

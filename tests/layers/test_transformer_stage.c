@@ -328,6 +328,7 @@ static void check_bf16(struct model_config config)
     assert_int_equal(arena_used_bytes(world.saved), 0);
     stage_saved_free(&bf16.saved);
     transformer_stage_free(&bf16.stage);
+    param_list_free(&bf16.params);
     unbuild(&f32);
 }
 
