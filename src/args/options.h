@@ -105,7 +105,9 @@ struct options {
     bool overlap_p2p_communication, tp_comm_overlap, moe_extended_tp, use_tp_pp_dp_mapping;
     struct option_strings cp_comm_type; /* see options_cp_comm_type */
     int64_t ddp_bucket_size;            /* 0: the default rule */
+    char *distributed_backend;          /* nccl, gloo */
     double distributed_timeout_minutes;
+    bool fake_init_process_group; /* this process plays one rank of many: launch_emulate */
     bool log_comm;
 
     /* data */

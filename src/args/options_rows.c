@@ -506,8 +506,14 @@ static const struct option_row rows[] = {
     SWITCH("--use-tp-pp-dp-mapping", use_tp_pp_dp_mapping,
            "number ranks with pipeline stages before data-parallel replicas"),
     INT("--ddp-bucket-size", ddp_bucket_size, NULL, 1, MAX, "parameters in a gradient bucket"),
-    ALWAYS_CHOICE("--distributed-backend", "nccl", "nccl gloo", "transport",
-                  "ranks talk over MPI, whatever is asked for"),
+    CHOICE(
+        "--distributed-backend", distributed_backend, "nccl", "nccl gloo",
+        "how GPUs exchange tensors: NCCL, where every rank has a GPU of its own and the library is "
+        "installed, else MPI; or through the host (gloo), which is always MPI"),
+    SWITCH(
+        "--fake-init-process-group", fake_init_process_group,
+        "one process plays rank RANK of WORLD_SIZE (environment); the others are made up: for the "
+        "memory and speed of a mapping, losses mean nothing"),
     ALWAYS_INT("--local-rank", "0", "set by some launchers", "the rank comes from the launcher"),
     FLOAT("--distributed-timeout-minutes", distributed_timeout_minutes, "10", OPTION_ABOVE_ZERO,
           MAX, "the job is stopped when a rank waits longer than this for another; 0.5 is legal"),

@@ -383,6 +383,11 @@ static int validate_upcycling(struct options *o)
 /* M4.5.11 */
 static int validate_checkpoint(struct options *o)
 {
+    if (o->fake_init_process_group && o->save != NULL) {
+        return error_set("--save %s with --fake-init-process-group: what an emulated rank computes "
+                         "is no training; leave one out",
+                         o->save);
+    }
     if (o->save != NULL && o->save_interval == 0) {
         return error_set("--save %s needs --save-interval", o->save);
     }

@@ -8,7 +8,7 @@
 #include "base/check.h"
 
 void log_configure(bool speaks);
-bool log_speaks(void); /* for what prints by other means */
+bool log_speaks(void);                                    /* for what prints by other means */
 void log_info(const char *format, ...) PRINTF_LIKE(1, 2); /* adds the newline, flushes */
 void log_warn(const char *format, ...) PRINTF_LIKE(1, 2); /* "cadre: warning: ..." on stderr */
 

@@ -100,7 +100,7 @@ struct bench_device {
 
 static int open_device(struct bench_device *on, const struct options *options)
 {
-    on->device = device_select(options->device, 1);
+    on->device = device_select(options->device, 0);
     on->ops = on->device != NULL ? ops_for(on->device) : NULL;
     return on->ops != NULL ? 0 : -1;
 }
@@ -223,10 +223,11 @@ static int bench_train_step(const struct options *options)
     after = bench_roof_gflops(bench.trainer.stream, bench.trainer.config.dtype);
     sizes = flops_sizes_from_config(&bench.trainer.config, options->micro_batch_size);
     flops = flops_per_step_head(&sizes);
-    printf("roof: gemm %s %lld^3 %.1f GFLOP/s before, %.1f after; FLOPs of a step (causal attention "
-           "counted half): %.1f GFLOP\n",
-           dtype_name(bench.trainer.config.dtype), (long long)bench_roof_size(on.device), before,
-           after, flops / 1e9);
+    printf(
+        "roof: gemm %s %lld^3 %.1f GFLOP/s before, %.1f after; FLOPs of a step (causal attention "
+        "counted half): %.1f GFLOP\n",
+        dtype_name(bench.trainer.config.dtype), (long long)bench_roof_size(on.device), before,
+        after, flops / 1e9);
     print_rate("train-step (forward, backward, clip, Adam)", seconds, flops / seconds / 1e9,
                fmax(before, after));
     print_rate("forward, backward", half, flops / half / 1e9, fmax(before, after));

@@ -44,10 +44,18 @@ static int run(struct options *options, int argc, char **argv)
 {
     TRY(options_parse(options, argc, argv));
     TRY(apply_checkpoint_args(options));
+    if (options->fake_init_process_group) {
+        TRY(launch_emulate());
+    }
     TRY(options_validate(options, launch_size()));
     comm_mpi_set_timeout(60.0 * options->distributed_timeout_minutes);
     if (log_speaks()) {
         (options->print_config ? options_print_config : options_print)(options, stdout);
+    }
+    if (launch_is_emulated()) {
+        log_warn("an emulation of rank %d of %d: memory and time of its computation are real, "
+                 "communication takes none, losses mean nothing",
+                 launch_rank(), launch_size());
     }
     return options->print_config ? 0 : train(options);
 }

@@ -167,6 +167,11 @@ void comm_wait(struct comm_handle handle, struct stream *stream)
     }
 }
 
+bool comm_is_emulated(const struct comm *comm)
+{
+    return comm->table->is_emulated;
+}
+
 const char *comm_kind_name(enum comm_kind kind)
 {
     static const char *const names[NUM_COMM_KINDS] = {
@@ -185,17 +190,4 @@ const char *comm_kind_name(enum comm_kind kind)
 void comm_counters_reset(struct comm *comm)
 {
     memset(comm->counters, 0, sizeof comm->counters);
-}
-
-void comm_counters_print(const struct comm *comm, FILE *out)
-{
-    for (int kind = 0; kind < NUM_COMM_KINDS; kind++) {
-        const struct comm_counter *counter = &comm->counters[kind];
-
-        if (counter->num_calls > 0) {
-            fprintf(out, "comm %s (%d ranks) %s: %" PRId64 " calls, %" PRId64 " bytes sent\n",
-                    comm->name, comm->size, comm_kind_name((enum comm_kind)kind),
-                    counter->num_calls, counter->sent_bytes);
-        }
-    }
 }

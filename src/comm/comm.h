@@ -7,12 +7,13 @@
  * handles may be waited for in any order. On DEVICE_NULL nothing is moved.
  *
  * Sums are in rank order, in f32 for f32 and bf16 (rounded once), in f64 for f64: the same bits on
- * every rank and in every run. */
+ * every rank and in every run. NCCL has an order of its own, which depends on the machine: the same
+ * bits on every rank, and in every run on the same GPUs. */
 #ifndef CADRE_COMM_COMM_H
 #define CADRE_COMM_COMM_H
 
+#include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
 
 #include "device/device.h"
 #include "tensor/tensor.h"
@@ -39,6 +40,7 @@ struct comm_handle {
 
 struct comm_table {
     const char *transport;
+    bool is_emulated; /* the other ranks do not exist */
     /* In place. Any of f32, bf16, f64, i32, i64. */
     struct comm_handle (*all_reduce)(struct comm *comm, struct stream *stream, struct tensor *x,
                                      enum comm_reduction reduction);
@@ -105,9 +107,9 @@ struct comm_handle comm_receive(struct comm *comm, struct stream *stream, struct
                                 int from);
 void comm_wait(struct comm_handle handle, struct stream *stream);
 
+/* What other ranks send is made up (comm_fake.h). */
+bool comm_is_emulated(const struct comm *comm);
 const char *comm_kind_name(enum comm_kind kind);
 void comm_counters_reset(struct comm *comm);
-/* A line for every kind of collective that was called. */
-void comm_counters_print(const struct comm *comm, FILE *out);
 
 #endif

@@ -125,6 +125,20 @@ int comm_mpi_start(int *argc, char ***argv, int *rank, int *size)
     return 0;
 }
 
+int comm_mpi_local_rank(void)
+{
+    MPI_Comm host;
+    int rank;
+
+    progress_lock();
+    check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host),
+              "MPI_Comm_split_type");
+    check_mpi(MPI_Comm_rank(host, &rank), "MPI_Comm_rank");
+    check_mpi(MPI_Comm_free(&host), "MPI_Comm_free");
+    progress_unlock(false);
+    return rank;
+}
+
 void comm_mpi_finish(void)
 {
     CHECK(in_flight == NULL, "%s of %s was never waited for", comm_kind_name(in_flight->kind),
@@ -411,6 +425,20 @@ static void pause_between_looks(int64_t num_looks)
     } else if (num_looks > SPINS_BEFORE_YIELD) {
         sched_yield();
     }
+}
+
+bool comm_mpi_is_complete(struct comm_handle handle)
+{
+    bool complete;
+
+    if (handle.request == NULL) {
+        return true;
+    }
+    progress_lock();
+    progress();
+    complete = is_complete(handle.request);
+    progress_unlock(in_flight != NULL);
+    return complete;
 }
 
 static void mpi_wait(struct comm_handle handle, struct stream *stream)

@@ -12,6 +12,8 @@ enum { COMM_MPI_GROUPS_MAX = 32 };
 
 /* MPI_Init; rank and size are those of the world. */
 int comm_mpi_start(int *argc, char ***argv, int *rank, int *size);
+/* This rank's number among those of its host. All ranks must call it. */
+int comm_mpi_local_rank(void);
 void comm_mpi_finish(void);
 /* Ends every rank of the job. */
 void comm_mpi_abort(int status) __attribute__((noreturn));
@@ -24,6 +26,8 @@ struct comm *comm_mpi_create(const char *name, int number, const int *members, i
 /* Whether every operation issued has moved its data, though nobody may have waited for it yet: for
  * tests of the progress made while a rank computes. */
 bool comm_mpi_is_idle(void);
+/* Whether the wait for a handle would return at once. */
+bool comm_mpi_is_complete(struct comm_handle handle);
 /* How long a wait may take before the job is stopped (--distributed-timeout-minutes). */
 void comm_mpi_set_timeout(double seconds);
 double comm_mpi_timeout(void); /* seconds */

@@ -9,33 +9,69 @@
 #include "base/check.h"
 #include "comm/comm_mpi.h"
 
-static int this_rank = 0, num_ranks = 1;
+static int this_rank = 0, num_ranks = 1, local_rank = 0;
+static bool emulated = false;
+
+enum { EMULATED_RANKS_MAX = 65536 };
 
 /* Who sets what: Open MPI's mpirun and PRRTE; MPICH, Intel MPI and srun with pmi2; MVAPICH2; srun
  * for every step (SLURM_NTASKS alone is also set in batch scripts, where it means others). */
 static const char *const size_variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
                                              "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"};
 
+/* *value stays as it is where the variable is not set. */
+static int read_number(const char *variable, long min, long max, const char *legal, int *value)
+{
+    const char *text = getenv(variable);
+    char *end;
+    long number;
+
+    if (text == NULL) {
+        return 0;
+    }
+    errno = 0;
+    number = strtol(text, &end, 10);
+    if (errno != 0 || end == text || *end != '\0' || number < min || number > max) {
+        return error_set("environment variable %s is \"%s\"; legal: %s", variable, text, legal);
+    }
+    *value = (int)number;
+    return 0;
+}
+
 int launch_size_from_environment(int *size)
 {
     *size = 1;
     for (size_t i = 0; i < sizeof size_variables / sizeof *size_variables; i++) {
-        const char *text = getenv(size_variables[i]);
-        char *end;
-        long value;
-
-        if (text == NULL) {
-            continue;
+        if (getenv(size_variables[i]) != NULL) {
+            return read_number(size_variables[i], 1, INT_MAX, "the number of processes", size);
         }
-        errno = 0;
-        value = strtol(text, &end, 10);
-        if (errno != 0 || end == text || *end != '\0' || value < 1 || value > INT_MAX) {
-            return error_set("environment variable %s is \"%s\"; legal: the number of processes",
-                             size_variables[i], text);
-        }
-        *size = (int)value;
-        return 0;
     }
+    return 0;
+}
+
+int launch_emulate(void)
+{
+    int rank = 0, size = 0;
+    char legal[64];
+
+    if (num_ranks > 1) {
+        return error_set("--fake-init-process-group: one process plays a rank of many, but the "
+                         "launcher started %d: start cadre without it",
+                         num_ranks);
+    }
+    TRY(read_number("WORLD_SIZE", 1, EMULATED_RANKS_MAX, "1 to 65536, the ranks of the job",
+                    &size));
+    if (size == 0) {
+        return error_set("--fake-init-process-group: how many ranks? Set the environment variable "
+                         "WORLD_SIZE, and RANK for another rank than 0, as in WORLD_SIZE=64 RANK=0 "
+                         "cadre pretrain ...");
+    }
+    snprintf(legal, sizeof legal, "0 to %d (WORLD_SIZE - 1)", size - 1);
+    TRY(read_number("RANK", 0, size - 1, legal, &rank));
+    emulated = true;
+    this_rank = rank;
+    num_ranks = size;
+    panic_configure(rank, NULL);
     return 0;
 }
 
@@ -60,6 +96,7 @@ int launch_init(int *argc, char ***argv)
                          expected, size);
     }
     num_ranks = size;
+    local_rank = comm_mpi_local_rank();
     panic_configure(this_rank, stop_all_ranks);
     return 0;
 }
@@ -74,9 +111,19 @@ int launch_size(void)
     return num_ranks;
 }
 
+int launch_local_rank(void)
+{
+    return local_rank;
+}
+
+bool launch_is_emulated(void)
+{
+    return emulated;
+}
+
 void launch_finish(void)
 {
-    if (num_ranks > 1) {
+    if (num_ranks > 1 && !emulated) {
         comm_mpi_finish();
     }
 }
@@ -99,9 +146,11 @@ static void let_rank_0_speak(void)
 
 void launch_fail(const char *text)
 {
-    let_rank_0_speak();
+    if (!emulated) {
+        let_rank_0_speak();
+    }
     fflush(stdout);
-    if (num_ranks == 1) {
+    if (num_ranks == 1 || emulated) {
         fprintf(stderr, "cadre: error: %s\n", text);
         exit(1);
     }

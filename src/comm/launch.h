@@ -6,11 +6,20 @@
 #ifndef CADRE_COMM_LAUNCH_H
 #define CADRE_COMM_LAUNCH_H
 
+#include <stdbool.h>
+
 /* Joins MPI where the environment says so, and makes panic stop all ranks. Fails when the launcher
  * and MPI disagree, or cadre was built without MPI. */
 int launch_init(int *argc, char ***argv);
 int launch_rank(void);
 int launch_size(void);
+/* This rank's number among those of its host. */
+int launch_local_rank(void);
+/* From here on this process, which was started alone, counts as rank RANK (0 if not given) of
+ * WORLD_SIZE, which the environment says; the groups of several ranks are emulated (comm_fake.h).
+ * -1 with an error where that makes no sense. */
+int launch_emulate(void);
+bool launch_is_emulated(void);
 /* What the launcher's environment says: 1 when this process was started alone. */
 int launch_size_from_environment(int *size);
 

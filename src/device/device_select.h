@@ -5,8 +5,8 @@
 #include "device/device.h"
 
 /* name: "cpu"; "cuda", NULL with an error where there is no GPU to be had; or "auto", a GPU where
- * there is one, else the CPU. num_ranks: of the whole run; several ranks compute on CPUs, since
- * comm_mpi sends the host's memory. */
-const struct device *device_select(const char *name, int num_ranks);
+ * there is one, else the CPU. local_rank: this rank's number on its host, whose ranks take the GPUs
+ * in turn; more ranks than GPUs share them. */
+const struct device *device_select(const char *name, int local_rank);
 
 #endif

@@ -48,6 +48,22 @@ static void keep_local(int32_t *indices, int64_t num_slots, int first, int count
     }
 }
 
+/* As in dispatcher_plan.c: tokens of an emulated rank choose this rank's experts as often as this
+ * rank's tokens choose the emulated rank's. indices: equal parts of the ranks of ETPxEP. */
+static void mirror_choices(const struct groups *groups, int32_t *indices, int64_t num_slots,
+                           int num_local)
+{
+    const int ep = groups->ep->size, num_experts = ep * num_local;
+    const int64_t part = num_slots / groups->etp_ep->size;
+
+    for (int64_t slot = 0; slot < num_slots; slot++) {
+        const int r = (int)(slot / part) / groups->etp->size;
+        const int shift = (groups->ep->rank - r + ep) * num_local;
+
+        indices[slot] = indices[slot] < 0 ? -1 : (indices[slot] + shift) % num_experts;
+    }
+}
+
 /* In place; returns how many rows the local experts get. The host waits for the routing, since it
  * decides how much memory the rows take. */
 static int64_t localize(const struct pass *pass, const struct dispatch_input *input,
@@ -67,6 +83,9 @@ static int64_t localize(const struct pass *pass, const struct dispatch_input *in
     offsets = host + num_slots;
     stream_wait(pass->stream);
     stream_copy_to_host(pass->stream, host, indices->data, tensor_size_bytes(indices));
+    if (comm_is_emulated(pass->groups->etp_ep)) {
+        mirror_choices(pass->groups, host, num_slots, num_local);
+    }
     keep_local(host, num_slots, first, num_local, offsets);
     stream_copy_from_host(pass->stream, indices->data, host, tensor_size_bytes(indices));
     num_kept = offsets[num_local];

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/check.h"
 #include "ops/ops.h"
@@ -196,6 +197,25 @@ static void own_counts(const struct pass *pass, const struct tensor *offsets, in
     free(host);
 }
 
+/* Ranks that do not exist send this one's experts what it sends to theirs: as much arrives as
+ * leaves. counts: this rank's own, once for every rank. */
+static void mirror_counts(const struct dispatch_layout *layout, int32_t *counts)
+{
+    const int num_experts = layout->num_experts, num_local = dispatch_num_local(layout);
+    const int num_ranks = layout->ep * layout->etp;
+    int32_t *own = host_array(num_experts);
+
+    memcpy(own, counts, (size_t)num_experts * sizeof *own);
+    for (int r = 0; r < num_ranks; r++) {
+        const int shift = (r / layout->etp - layout->ep_rank + layout->ep) * num_local;
+
+        for (int e = 0; e < num_experts; e++) {
+            counts[r * num_experts + e] = own[(e + shift) % num_experts];
+        }
+    }
+    free(own);
+}
+
 /* All ranks' counts; with padding they are known: nothing is exchanged. */
 static int32_t *all_counts(const struct pass *pass, const struct dispatch_layout *layout,
                            struct comm *comm, int64_t padded_capacity, const struct tensor *offsets,
@@ -227,6 +247,9 @@ static int32_t *all_counts(const struct pass *pass, const struct dispatch_layout
     comm_wait(comm_all_gather(comm, pass->stream, &all, &own), pass->stream);
     stream_wait(pass->stream);
     stream_copy_to_host(pass->stream, counts, all.data, tensor_size_bytes(&all));
+    if (comm_is_emulated(comm)) {
+        mirror_counts(layout, counts);
+    }
     arena_release(pass->scratch, mark);
     return counts;
 }

@@ -78,4 +78,19 @@ const struct cudnn_library *cudnn_library(void)
     return state == LOADED ? &table : NULL;
 }
 #endif
+
+#ifdef CADRE_NCCL
+const struct nccl_library *nccl_library(void)
+{
+    static struct nccl_library table;
+    static bool loaded;
+    const struct named_function functions[] = {NCCL_FUNCTIONS(NAMED){NULL, NULL}};
+
+    if (!loaded && load("libnccl.so." TEXT_OF(NCCL_MAJOR), functions) != 0) {
+        return NULL;
+    }
+    loaded = true;
+    return &table;
+}
+#endif
 #endif

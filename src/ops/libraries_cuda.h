@@ -7,6 +7,9 @@
 #ifdef CADRE_CUDNN
 #include <cudnn.h>
 #endif
+#ifdef CADRE_NCCL
+#include <nccl.h>
+#endif
 
 #define CUBLASLT_FUNCTIONS(X)                                                                      \
     X(cublasLtCreate)                                                                              \
@@ -31,6 +34,24 @@
     X(cudnnGetVersion)                                                                             \
     X(cudnnSetStream)
 
+#define NCCL_FUNCTIONS(X)                                                                          \
+    X(ncclAllGather)                                                                               \
+    X(ncclAllReduce)                                                                               \
+    X(ncclBroadcast)                                                                               \
+    X(ncclCommAbort)                                                                               \
+    X(ncclCommDestroy)                                                                             \
+    X(ncclCommFinalize)                                                                            \
+    X(ncclCommGetAsyncError)                                                                       \
+    X(ncclCommInitRankConfig)                                                                      \
+    X(ncclGetErrorString)                                                                          \
+    X(ncclGetUniqueId)                                                                             \
+    X(ncclGroupEnd)                                                                                \
+    X(ncclGroupStart)                                                                              \
+    X(ncclRecv)                                                                                    \
+    X(ncclReduce)                                                                                  \
+    X(ncclReduceScatter)                                                                           \
+    X(ncclSend)
+
 #define LIBRARY_FIELD(name) __typeof__(name) *name;
 struct cublaslt_library {
     CUBLASLT_FUNCTIONS(LIBRARY_FIELD)
@@ -40,6 +61,11 @@ struct cudnn_library {
     CUDNN_FUNCTIONS(LIBRARY_FIELD)
 };
 #endif
+#ifdef CADRE_NCCL
+struct nccl_library {
+    NCCL_FUNCTIONS(LIBRARY_FIELD)
+};
+#endif
 #undef LIBRARY_FIELD
 
 /* NULL with an error where the library is not installed. */
@@ -47,6 +73,10 @@ const struct cublaslt_library *cublaslt_library(void);
 #ifdef CADRE_CUDNN
 /* NULL where the library is not installed, after one warning. */
 const struct cudnn_library *cudnn_library(void);
+#endif
+#ifdef CADRE_NCCL
+/* NULL with an error where the library is not installed. */
+const struct nccl_library *nccl_library(void);
 #endif
 
 #endif

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "comm/comm_create.h"
 #include "comm/comm_mpi.h"
 
 struct group_row {
@@ -32,8 +33,6 @@ static const struct group_row rows[] = {
     GROUP(etp_ep, "etp-ep", RANK_ETP | RANK_EP),
     GROUP(tp_cp, "tp-cp", RANK_TP | RANK_CP),
     GROUP(dp_cp, "dp-cp", RANK_DP | RANK_CP),
-    GROUP(tp_pp, "tp-pp", RANK_TP | RANK_PP),
-    GROUP(etp_ep_pp, "etp-ep-pp", RANK_ETP | RANK_EP | RANK_PP),
     GROUP(world, "world", RANK_DENSE_DIMS),
     GROUP(embedding, "embedding", 0),
 };
@@ -77,8 +76,7 @@ static struct comm *create_group(const struct rank_grid *grid, int rank, int num
         size = rank_grid_size(grid, row->dims);
         rank_grid_members(grid, row->dims, rank, members);
     }
-    return size == 1 ? comm_self_create(row->name)
-                     : comm_mpi_create(row->name, number, members, size);
+    return size == 1 ? comm_self_create(row->name) : comm_create(row->name, number, members, size);
 }
 
 void groups_create(struct groups *groups, const struct rank_grid *grid, int rank,

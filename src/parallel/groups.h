@@ -5,7 +5,6 @@
 #define CADRE_PARALLEL_GROUPS_H
 
 #include <stdbool.h>
-#include <stdio.h>
 
 #include "comm/comm.h"
 #include "parallel/rank_grid.h"
@@ -17,8 +16,6 @@ struct groups {
     struct comm *etp_ep;    /* the ranks that own all experts together: the allgather dispatcher */
     struct comm *tp_cp;     /* the ranks that share a sequence: balancing losses */
     struct comm *dp_cp;     /* dense gradients (expert gradients: edp) */
-    struct comm *tp_pp;     /* the ranks that hold the dense parameters once: their norm */
-    struct comm *etp_ep_pp; /* the ranks that hold the experts once: their norm */
     struct comm *embedding; /* first and last stage, for tied embeddings; one rank on the others */
     struct comm *world;
     bool sequence_parallel; /* activations between TP regions are cut along the tokens */
@@ -27,7 +24,8 @@ struct groups {
 
 /* Every group has this one rank. */
 void groups_create_self(struct groups *groups);
-/* The groups of a rank of the grid, over MPI where they have several ranks. Nothing is sent. */
+/* The groups of a rank of the grid, by comm_create where they have several ranks. Nothing is sent.
+ */
 void groups_create(struct groups *groups, const struct rank_grid *grid, int rank,
                    bool sequence_parallel);
 void groups_destroy(struct groups *groups);

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "comm/comm_nccl.h"
 #include "comm/launch.h"
 #include "device/device_select.h"
 #include "ops/ops.h"
@@ -107,7 +108,8 @@ static int save_checkpoint(struct training_run *run)
     return 0;
 }
 
-/* Upcycling writes iteration 0 and starts there: it must not bury what an earlier run has trained. */
+/* Upcycling writes iteration 0 and starts there: it must not bury what an earlier run has trained.
+ */
 static int check_upcycling_target(const struct options *options)
 {
     char path[PATH_LENGTH_MAX];
@@ -154,12 +156,12 @@ static int open_data(struct training_run *run)
 {
     struct trainer *trainer = &run->trainer;
     const struct comm *world = trainer->groups.world;
-    const struct run_data_request request = {
-        .options = run->options,
-        .data_parallel_rank = trainer->groups.dp->rank,
-        .num_iterations = run->num_iterations,
-        .consumed_samples = trainer->consumed_samples,
-        .consumed_valid_samples = trainer->consumed_valid_samples};
+    const struct run_data_request request = {.options = run->options,
+                                             .data_parallel_rank = trainer->groups.dp->rank,
+                                             .num_iterations = run->num_iterations,
+                                             .consumed_samples = trainer->consumed_samples,
+                                             .consumed_valid_samples =
+                                                 trainer->consumed_valid_samples};
 
     if (world->rank == 0) {
         TRY(run_data_open_sets(&run->data, &request));
@@ -174,7 +176,7 @@ static int open_data(struct training_run *run)
 static int set_up(struct training_run *run)
 {
     const struct options *options = run->options;
-    const struct device *device = device_select(options->device, launch_size());
+    const struct device *device = device_select(options->device, launch_local_rank());
     const struct ops *ops = device != NULL ? ops_for(device) : NULL;
     struct memory_report memory;
     int64_t vocab_size;
@@ -186,6 +188,9 @@ static int set_up(struct training_run *run)
     vocab_size = tokenizer_vocab_size(run->data.tokenizer);
     TRY(memory_report_compute(&memory, options, vocab_size));
     memory_report_print(&memory);
+    if (strcmp(options->distributed_backend, "nccl") == 0) {
+        comm_nccl_choose(device);
+    }
     TRY(trainer_create(&run->trainer, options, vocab_size, device, ops,
                        &(struct trainer_memory){.run_bytes = memory.run_bytes,
                                                 .slot_bytes = memory.slot_bytes,
@@ -247,21 +252,46 @@ static int save_if_due(struct training_run *run)
     return save_checkpoint(run);
 }
 
+static double minutes_since_start(const struct training_run *run)
+{
+    return (timers_system_clock() - run->started_at) / 60.0;
+}
+
+struct exit_reasons {
+    bool signalled, out_of_time;
+};
+
+/* A rank's signal and its clock are its own; but all ranks must leave after the same iteration. */
+static struct exit_reasons exit_reasons_of_any_rank(const struct training_run *run)
+{
+    const struct options *options = run->options;
+    const double limit = (double)options->exit_duration_in_mins;
+    double reasons[2] = {0.0, 0.0};
+
+    if (!options->exit_signal_handler && limit == 0.0) {
+        return (struct exit_reasons){false, false};
+    }
+    reasons[0] = options->exit_signal_handler && exit_signal_received();
+    reasons[1] = limit > 0.0 && minutes_since_start(run) > limit;
+    trainer_sum(&run->trainer, run->trainer.groups.world, reasons, 2);
+    return (struct exit_reasons){reasons[0] > 0.0, reasons[1] > 0.0};
+}
+
 /* Does a flag end the run here (M8.8)? Saves first. */
 static int exit_if_due(struct training_run *run, bool *leave)
 {
     const struct options *options = run->options;
-    const double minutes = (timers_system_clock() - run->started_at) / 60.0;
+    const struct exit_reasons reasons = exit_reasons_of_any_rank(run);
 
     *leave = true;
-    if (options->exit_signal_handler && exit_signal_received()) {
+    if (reasons.signalled) {
         TRY(save_checkpoint(run));
         log_info("exiting program after receiving SIGTERM.");
         return 0;
     }
-    if (options->exit_duration_in_mins > 0 && minutes > (double)options->exit_duration_in_mins) {
+    if (reasons.out_of_time) {
         TRY(save_checkpoint(run));
-        log_info("exiting program after %.1f minutes", minutes);
+        log_info("exiting program after %.1f minutes", minutes_since_start(run));
         return 0;
     }
     if (options->exit_interval > 0 && run->trainer.iteration % options->exit_interval == 0) {

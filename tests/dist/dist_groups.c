@@ -61,8 +61,6 @@ static void test_grid(int tp, int cp, int pp, int ep, int etp)
     expect_members(groups.etp_ep, bits_of(&grid, RANK_ETP | RANK_EP));
     expect_members(groups.tp_cp, bits_of(&grid, RANK_TP | RANK_CP));
     expect_members(groups.dp_cp, bits_of(&grid, RANK_DP | RANK_CP));
-    expect_members(groups.tp_pp, bits_of(&grid, RANK_TP | RANK_PP));
-    expect_members(groups.etp_ep_pp, bits_of(&grid, RANK_ETP | RANK_EP | RANK_PP));
     expect_members(groups.world, ((int64_t)1 << launch_size()) - 1);
     if (rank_grid_place(&grid, RANK_PP, launch_rank()) % (pp > 1 ? pp - 1 : 1) == 0) {
         const int count = rank_grid_embedding_members(&grid, launch_rank(), members);

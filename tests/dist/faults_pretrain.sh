@@ -2,7 +2,8 @@
 # faults_pretrain.sh MPIEXEC BUILD: a training run on 4 ranks is struck again and again: each rank in turn is killed,
 # stopped, or can write no more. Every time the job must end within 10 seconds of the deadline (1.2 seconds) with a status
 # other than 0, one line must say why, and no process may stay. The same command is started again and goes on from the
-# newest checkpoint; in the end the weights have the same bits as those of a run that nothing happened to.
+# newest checkpoint; in the end the weights have the same bits as those of a run that nothing happened to. Before that, a
+# SIGTERM to one rank ends the job with a checkpoint.
 set -uo pipefail
 source=$(cd "$(dirname "$0")/../.." && pwd)
 mpiexec=$1
@@ -32,12 +33,13 @@ fi
 exec "$@"
 RANK
 
-# train FOLDER: two stages, experts over two ranks, optimizer states over two.
+# train FOLDER [FLAGS...]: two stages, experts over two ranks, optimizer states over two.
 train() {
     "$mpiexec" -n $num_ranks bash rank.sh "$CADRE" pretrain "${tiny_model[@]}" "${tiny_data[@]}" "${tiny_training[@]}" \
         --num-layers 4 --eval-iters 0 --train-iters 600 --lr-decay-iters 600 --save-interval 20 --save "$folder/$1" \
         --load "$folder/$1" --pipeline-model-parallel-size 2 --expert-model-parallel-size 2 \
-        --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather --distributed-timeout-minutes 0.02
+        --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather --distributed-timeout-minutes 0.02 \
+        "${@:2}"
 }
 
 newest() {
@@ -88,6 +90,19 @@ strike() {
     [ $failed = 0 ] || exit 1
 }
 
+# SIGTERM to a single rank: all save after the same iteration and leave, with status 0.
+leave() {
+    LIMITED_RANK= train struck --exit-signal-handler >log 2>err &
+    job=$!
+    wait_for_checkpoint 0
+    kill -TERM "$(cat "pid.$1")"
+    wait "$job" || complain "TERM $1: status $?: $(tail -n 5 err)"
+    grep -q "exiting program after receiving SIGTERM" log || complain "TERM $1: $(tail -n 5 log)"
+    grep -Eq "iteration +$(newest)/" log || complain "TERM $1: the newest checkpoint is of iteration $(newest)"
+    [ $failed = 0 ] || exit 1
+}
+
+leave 2
 for rank in $(seq 0 $((num_ranks - 1))); do
     strike KILL "$rank" "([Pp]rocess rank|RANK) $rank .*([Ss]ignal 9|SIGNAL: 9|RUNNING AT)"
     strike STOP "$rank" "^cadre: rank [0-3] on host .* in group .* waiting for rank .* to (send|receive)"

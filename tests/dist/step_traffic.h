@@ -23,16 +23,14 @@ enum group {
     ETP_EP,
     TP_CP,
     DP_CP,
-    TP_PP,
-    ETP_EP_PP,
     WORLD,
     EMBEDDING,
     NUM_GROUPS
 };
 
 static const char *const group_names[NUM_GROUPS] = {
-    "tp",     "cp",    "dp",    "pp",    "pp-backward", "etp",   "ep",       "edp",
-    "etp-ep", "tp-cp", "dp-cp", "tp-pp", "etp-ep-pp",   "world", "embedding"};
+    "tp",  "cp",     "dp",    "pp",    "pp-backward", "etp",      "ep",
+    "edp", "etp-ep", "tp-cp", "dp-cp", "world",       "embedding"};
 
 enum { LAYERS = 4, EXPERTS = 8, MICROBATCHES = 8 };
 
@@ -77,8 +75,6 @@ static void set_groups(const struct options *o)
     set_group(ETP_EP, etp * ep, in_stage % (etp * ep));
     set_group(TP_CP, tp * cp, in_stage % (tp * cp));
     set_group(DP_CP, dp * cp, in_stage / tp);
-    set_group(TP_PP, tp * pp, in_stage % tp + tp * stage);
-    set_group(ETP_EP_PP, etp * ep * pp, in_stage % (etp * ep) + etp * ep * stage);
     set_group(WORLD, world, rank);
     set_group(EMBEDDING, pp > 1 && (stage == 0 || stage == pp - 1) ? 2 : 1,
               pp > 1 && stage == pp - 1 ? 1 : 0);

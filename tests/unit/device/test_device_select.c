@@ -11,9 +11,9 @@
 #include "device/device_cuda.h"
 #include "device/device_select.h"
 
-static void assert_refused(const char *name, int num_ranks, const char *text)
+static void assert_refused(const char *name, int local_rank, const char *text)
 {
-    assert_null(device_select(name, num_ranks));
+    assert_null(device_select(name, local_rank));
     if (strstr(error_text(), text) == NULL) {
         fail_msg("\"%s\" is not in \"%s\"", text, error_text());
     }
@@ -21,13 +21,13 @@ static void assert_refused(const char *name, int num_ranks, const char *text)
 
 static void the_cpu_is_always_there(void **state)
 {
-    assert_ptr_equal(device_select("cpu", 1), device_cpu());
+    assert_ptr_equal(device_select("cpu", 0), device_cpu());
     assert_ptr_equal(device_select("cpu", 8), device_cpu());
 }
 
 static void auto_takes_a_usable_gpu(void **state)
 {
-    const struct device *device = device_select("auto", 1);
+    const struct device *device = device_select("auto", 0);
 
     assert_non_null(device);
     assert_int_equal(device->kind, device_cuda_usable(0) ? DEVICE_CUDA : DEVICE_CPU);
@@ -36,21 +36,30 @@ static void auto_takes_a_usable_gpu(void **state)
 static void cuda_without_a_gpu_is_an_error(void **state)
 {
     if (device_cuda_usable(0)) {
-        assert_int_equal(device_select("cuda", 1)->kind, DEVICE_CUDA);
+        assert_int_equal(device_select("cuda", 0)->kind, DEVICE_CUDA);
     } else {
-        assert_refused("cuda", 1, "use --device cpu");
+        assert_refused("cuda", 0, "use --device cpu");
     }
 }
 
-static void several_ranks_compute_on_cpus(void **state)
+static void ranks_of_a_host_take_its_gpus_in_turn(void **state)
 {
-    assert_ptr_equal(device_select("auto", 2), device_cpu());
-    assert_refused("cuda", 2, "runs one rank so far, this run has 2");
+    const int count = device_cuda_count();
+
+    for (int local_rank = 0; local_rank < 3; local_rank++) {
+        const struct device *device = device_select("auto", local_rank);
+
+        if (count > 0 && device_cuda_usable(local_rank % count)) {
+            assert_int_equal(device->index, local_rank % count);
+        } else {
+            assert_ptr_equal(device, device_cpu());
+        }
+    }
 }
 
 static void other_names_are_refused(void **state)
 {
-    assert_refused("gpu", 1, "--device gpu: legal: cpu, cuda, auto");
+    assert_refused("gpu", 0, "--device gpu: legal: cpu, cuda, auto");
 }
 
 static void a_read_has_the_bytes_of_its_start(void **state)
@@ -88,7 +97,7 @@ int main(void)
         cmocka_unit_test(the_cpu_is_always_there),
         cmocka_unit_test(auto_takes_a_usable_gpu),
         cmocka_unit_test(cuda_without_a_gpu_is_an_error),
-        cmocka_unit_test(several_ranks_compute_on_cpus),
+        cmocka_unit_test(ranks_of_a_host_take_its_gpus_in_turn),
         cmocka_unit_test(other_names_are_refused),
         cmocka_unit_test(a_read_has_the_bytes_of_its_start),
         cmocka_unit_test(marks_measure_time),

@@ -1,0 +1,472 @@
+/* nccl_channel.c - why so much waits in queues. MPI's contract (comm.h) lets a rank issue a
+ * collective long before the others do, in any order relative to other groups, and a message long
+ * before its receiver wants it. NCCL's calls block the host while communicators are made and
+ * connected, and a kernel that waits for its peer holds up all later ones of its communicator. So
+ * communicators are nonblocking, calls are made when their communicator is free, and each pair of
+ * ranks has a communicator a direction for messages. */
+#ifdef CADRE_NCCL
+#include "comm/nccl_channel.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/check.h"
+#include "comm/comm_mpi.h"
+#include "comm/launch.h"
+#include "ops/libraries_cuda.h"
+#include "ops/ops.h"
+
+#define CUDA_CHECK(call)                                                                           \
+    do {                                                                                           \
+        const cudaError_t error_ = (call);                                                         \
+        CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                 \
+    } while (0)
+
+enum { LAUNCH_PAUSE_NS = 20000, WATCH_PAUSE_NS = 50000000, SECOND_NS = 1000000000 };
+
+struct nccl_channel {
+    struct nccl_channel *next;
+    struct nccl_channel_ends ends;
+    const struct device *device;
+    enum { CHANNEL_UNUSED, CHANNEL_FINDING, CHANNEL_JOINING, CHANNEL_READY } stage;
+    struct comm_handle exchange; /* of id */
+    ncclUniqueId id;
+    ncclComm_t nccl;
+    cudaStream_t stream;
+    struct nccl_operation *queue; /* issued, not launched; oldest first */
+};
+
+/* One lock guards all of it, and all calls of NCCL. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    pthread_t thread;
+    bool stopping;
+    struct nccl_channel *channels;
+    struct nccl_operation *launched, *spare;
+    struct stream *host_stream;
+} state = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+static double now_seconds(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* ---- failures ---- */
+
+/* Kernels that wait for a peer end, then the job does. */
+static void fail(struct nccl_channel *channel, const char *what, const char *why)
+{
+    const struct comm *host = channel->ends.host;
+
+    if (channel->nccl != NULL) {
+        nccl_library()->ncclCommAbort(channel->nccl);
+    }
+    if (channel->ends.sender >= 0) {
+        PANIC("%s in group %s of %d ranks, from its rank %d to its rank %d, %s", what, host->name,
+              host->size, channel->ends.sender, channel->ends.receiver, why);
+    }
+    PANIC("%s in group %s of %d ranks %s", what, host->name, host->size, why);
+}
+
+/* Whether NCCL is still busy with an earlier call. */
+static bool is_busy(struct nccl_channel *channel, const char *what, ncclResult_t result)
+{
+    if (result == ncclInProgress) {
+        const ncclResult_t asked = nccl_library()->ncclCommGetAsyncError(channel->nccl, &result);
+
+        result = asked != ncclSuccess ? asked : result;
+    }
+    if (result != ncclSuccess && result != ncclInProgress) {
+        fail(channel, what, nccl_library()->ncclGetErrorString(result));
+    }
+    return result == ncclInProgress;
+}
+
+/* As in comm_mpi.c, lower ranks speak first, so that one line comes. */
+static void check_deadline(struct nccl_operation *op)
+{
+    const double limit = comm_mpi_timeout() + (launch_rank() < 8 ? launch_rank() : 8);
+    char why[160];
+
+    if (now_seconds() - op->issued_at > limit) {
+        snprintf(why, sizeof why, "is not complete after %g s (--distributed-timeout-minutes): %s",
+                 comm_mpi_timeout(),
+                 op->stage == NCCL_LAUNCHED ? "a rank has not come to it"
+                                            : "its ranks have not found each other");
+        fail(op->channel, comm_kind_name(op->kind), why);
+    }
+}
+
+/* ---- a channel's way to its first operation ---- */
+
+static int first_rank(const struct nccl_channel *channel)
+{
+    return channel->ends.sender >= 0 ? channel->ends.sender : 0;
+}
+
+/* The first rank makes the id and tells the others. */
+static void find_each_other(struct nccl_channel *channel)
+{
+    struct comm *host = channel->ends.host;
+    struct tensor id = tensor_of(&channel->id, DTYPE_U8, sizeof channel->id);
+    const bool is_first = host->rank == first_rank(channel);
+    const enum comm_kind kind = channel->ends.sender < 0 ? COMM_BROADCAST : COMM_SEND;
+    const int64_t counted = host->counters[kind].sent_bytes; /* not by what is sent here */
+
+    if (is_first) {
+        is_busy(channel, "ncclGetUniqueId", nccl_library()->ncclGetUniqueId(&channel->id));
+    }
+    if (channel->ends.sender < 0) {
+        channel->exchange = comm_broadcast(host, state.host_stream, &id, first_rank(channel));
+    } else if (is_first) {
+        channel->exchange = comm_send(host, state.host_stream, &id, channel->ends.receiver);
+    } else {
+        channel->exchange = comm_receive(host, state.host_stream, &id, channel->ends.sender);
+    }
+    host->counters[kind].sent_bytes = counted;
+    channel->stage = CHANNEL_FINDING;
+}
+
+static void join(struct nccl_channel *channel)
+{
+    const struct comm *host = channel->ends.host;
+    const bool is_pair = channel->ends.sender >= 0;
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+
+    config.blocking = 0;
+    comm_wait(channel->exchange, state.host_stream);
+    is_busy(channel, "ncclCommInitRankConfig",
+            nccl_library()->ncclCommInitRankConfig(
+                &channel->nccl, is_pair ? 2 : host->size, channel->id,
+                is_pair ? host->rank == channel->ends.receiver : host->rank, &config));
+    channel->stage = CHANNEL_JOINING;
+}
+
+/* ---- operations ---- */
+
+static void enqueue(struct nccl_operation *op)
+{
+    const struct nccl_library *library = nccl_library();
+    struct nccl_channel *channel = op->channel;
+    const char *what = comm_kind_name(op->kind);
+    ncclResult_t result;
+
+    CUDA_CHECK(cudaStreamWaitEvent(channel->stream, op->ready, 0));
+    is_busy(channel, what, library->ncclGroupStart());
+    result = op->launch(op, channel->nccl, channel->stream);
+    if (result != ncclSuccess && result != ncclInProgress) {
+        fail(channel, what, library->ncclGetErrorString(result));
+    }
+    is_busy(channel, what, library->ncclGroupEnd());
+    op->stage = NCCL_ENQUEUED;
+}
+
+/* NCCL has put the oldest operation's work on the stream. */
+static void pop_launched(struct nccl_channel *channel)
+{
+    struct nccl_operation *op = channel->queue;
+
+    CUDA_CHECK(cudaEventRecord(op->done, channel->stream));
+    op->stage = NCCL_LAUNCHED;
+    channel->queue = op->next;
+    op->next = state.launched;
+    state.launched = op;
+}
+
+/* As far as it goes without waiting. */
+static void advance(struct nccl_channel *channel)
+{
+    if (channel->queue != NULL && channel->stage == CHANNEL_UNUSED) {
+        find_each_other(channel);
+    }
+    if (channel->stage == CHANNEL_FINDING && comm_mpi_is_complete(channel->exchange)) {
+        join(channel);
+    }
+    if (channel->stage == CHANNEL_JOINING && !is_busy(channel, "joining", ncclInProgress)) {
+        channel->stage = CHANNEL_READY;
+    }
+    while (channel->stage == CHANNEL_READY && channel->queue != NULL) {
+        if (channel->queue->stage == NCCL_QUEUED) {
+            enqueue(channel->queue);
+        }
+        if (is_busy(channel, comm_kind_name(channel->queue->kind), ncclInProgress)) {
+            return;
+        }
+        pop_launched(channel);
+    }
+}
+
+static void operation_free(struct nccl_operation *op)
+{
+    CUDA_CHECK(cudaEventDestroy(op->ready));
+    CUDA_CHECK(cudaEventDestroy(op->done));
+    free(op->in_begin);
+    free(op->out_begin);
+    free(op);
+}
+
+static bool is_done(const struct nccl_operation *op)
+{
+    const cudaError_t status = cudaEventQuery(op->done);
+
+    CHECK(status == cudaSuccess || status == cudaErrorNotReady, "%s: %s", comm_kind_name(op->kind),
+          cudaGetErrorString(status));
+    return status == cudaSuccess;
+}
+
+/* Operations that are done and waited for may be used again. */
+static void watch_launched(void)
+{
+    struct nccl_operation **link = &state.launched;
+
+    while (*link != NULL) {
+        struct nccl_operation *op = *link;
+        const bool done = is_done(op);
+
+        if (!done) {
+            is_busy(op->channel, comm_kind_name(op->kind), ncclInProgress);
+            check_deadline(op);
+        }
+        if (done && op->waited) {
+            *link = op->next;
+            op->next = state.spare;
+            state.spare = op;
+        } else {
+            link = &op->next;
+        }
+    }
+}
+
+/* True where operations remain to be launched. */
+static bool advance_all(void)
+{
+    bool work = false;
+
+    for (struct nccl_channel *channel = state.channels; channel != NULL; channel = channel->next) {
+        advance(channel);
+        if (channel->queue != NULL) {
+            check_deadline(channel->queue);
+            work = true;
+        }
+    }
+    return work;
+}
+
+/* ---- the thread ---- */
+
+static void sleep_until_wanted(long pause_ns)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += pause_ns;
+    until.tv_sec += until.tv_nsec / SECOND_NS;
+    until.tv_nsec %= SECOND_NS;
+    pthread_cond_timedwait(&state.wake, &state.lock, &until);
+}
+
+/* Its queries must not end another thread's capture of a graph. */
+static void *run(void *device)
+{
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+
+    CUDA_CHECK(cudaSetDevice(((const struct device *)device)->index));
+    CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+    pthread_mutex_lock(&state.lock);
+    while (!state.stopping) {
+        const bool work = advance_all();
+
+        watch_launched();
+        if (work) {
+            pthread_mutex_unlock(&state.lock);
+            nanosleep(&(struct timespec){.tv_nsec = LAUNCH_PAUSE_NS}, NULL);
+            pthread_mutex_lock(&state.lock);
+        } else {
+            sleep_until_wanted(WATCH_PAUSE_NS);
+        }
+    }
+    pthread_mutex_unlock(&state.lock);
+    return NULL;
+}
+
+static void start(const struct device *device)
+{
+    state.stopping = false;
+    state.host_stream = stream_create(device_cpu(), ops_cpu());
+    CHECK(pthread_create(&state.thread, NULL, run, (void *)device) == 0,
+          "no thread for communication");
+}
+
+/* The last channel is gone. */
+static void stop(void)
+{
+    pthread_mutex_lock(&state.lock);
+    state.stopping = true;
+    pthread_cond_signal(&state.wake);
+    pthread_mutex_unlock(&state.lock);
+    pthread_join(state.thread, NULL);
+    while (state.spare != NULL) {
+        struct nccl_operation *op = state.spare;
+
+        state.spare = op->next;
+        operation_free(op);
+    }
+    stream_destroy(state.host_stream);
+}
+
+/* ---- what others call ---- */
+
+struct nccl_channel *nccl_channel_create(const struct device *device,
+                                         const struct nccl_channel_ends *ends)
+{
+    struct nccl_channel *channel = calloc(1, sizeof *channel);
+
+    CHECK(channel != NULL, "out of memory");
+    channel->device = device;
+    channel->ends = *ends;
+    CUDA_CHECK(cudaSetDevice(device->index));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&channel->stream, cudaStreamNonBlocking));
+    if (state.channels == NULL) {
+        start(device);
+    }
+    pthread_mutex_lock(&state.lock);
+    channel->next = state.channels;
+    state.channels = channel;
+    pthread_mutex_unlock(&state.lock);
+    return channel;
+}
+
+static void remove_from_list(struct nccl_channel *channel)
+{
+    struct nccl_channel **link = &state.channels;
+
+    while (*link != channel) {
+        link = &(*link)->next;
+    }
+    *link = channel->next;
+}
+
+void nccl_channel_destroy(struct nccl_channel *channel)
+{
+    pthread_mutex_lock(&state.lock);
+    CHECK(channel->queue == NULL, "%s of %s was never waited for",
+          comm_kind_name(channel->queue->kind), channel->ends.host->name);
+    CUDA_CHECK(cudaStreamSynchronize(channel->stream));
+    watch_launched();
+    for (const struct nccl_operation *op = state.launched; op != NULL; op = op->next) {
+        CHECK(op->channel != channel, "%s of %s was never waited for", comm_kind_name(op->kind),
+              channel->ends.host->name);
+    }
+    if (channel->nccl != NULL) {
+        is_busy(channel, "ncclCommFinalize", nccl_library()->ncclCommFinalize(channel->nccl));
+        while (is_busy(channel, "ncclCommFinalize", ncclInProgress)) {
+            sched_yield();
+        }
+        is_busy(channel, "ncclCommDestroy", nccl_library()->ncclCommDestroy(channel->nccl));
+    }
+    remove_from_list(channel);
+    pthread_mutex_unlock(&state.lock);
+    CUDA_CHECK(cudaStreamDestroy(channel->stream));
+    free(channel);
+    if (state.channels == NULL) {
+        stop();
+    }
+}
+
+static struct nccl_operation *take_spare(void)
+{
+    struct nccl_operation *op;
+
+    pthread_mutex_lock(&state.lock);
+    op = state.spare;
+    if (op != NULL) {
+        state.spare = op->next;
+    }
+    pthread_mutex_unlock(&state.lock);
+    return op;
+}
+
+static struct nccl_operation *allocate_operation(void)
+{
+    struct nccl_operation *op = calloc(1, sizeof *op);
+
+    CHECK(op != NULL, "out of memory");
+    CUDA_CHECK(cudaEventCreateWithFlags(&op->ready, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreateWithFlags(&op->done, cudaEventDisableTiming));
+    return op;
+}
+
+static void make_room(struct nccl_operation *op, int num_ranks)
+{
+    if (num_ranks > op->max_ranks) {
+        free(op->in_begin);
+        free(op->out_begin);
+        op->in_begin = calloc((size_t)num_ranks + 1, sizeof *op->in_begin);
+        op->out_begin = calloc((size_t)num_ranks + 1, sizeof *op->out_begin);
+        CHECK(op->in_begin != NULL && op->out_begin != NULL, "out of memory");
+        op->max_ranks = num_ranks;
+    }
+}
+
+struct nccl_operation *nccl_operation_new(struct nccl_channel *channel, struct stream *stream,
+                                          enum comm_kind kind)
+{
+    struct nccl_operation *op;
+
+    CUDA_CHECK(cudaSetDevice(channel->device->index));
+    op = take_spare();
+    if (op == NULL) {
+        op = allocate_operation();
+    }
+    make_room(op, channel->ends.host->size);
+    op->channel = channel;
+    op->kind = kind;
+    op->rank = channel->ends.host->rank;
+    op->size = channel->ends.host->size;
+    op->uneven = false;
+    op->stage = NCCL_QUEUED;
+    op->waited = false;
+    op->issued_at = now_seconds();
+    CUDA_CHECK(cudaEventRecord(op->ready, stream->native));
+    return op;
+}
+
+void nccl_operation_issue(struct nccl_operation *op)
+{
+    struct nccl_operation **link;
+
+    pthread_mutex_lock(&state.lock);
+    link = &op->channel->queue;
+    while (*link != NULL) {
+        link = &(*link)->next;
+    }
+    *link = op;
+    op->next = NULL;
+    advance(op->channel);
+    if (op->channel->queue != NULL) {
+        pthread_cond_signal(&state.wake);
+    }
+    pthread_mutex_unlock(&state.lock);
+}
+
+void nccl_operation_wait(struct nccl_operation *op, struct stream *stream)
+{
+    pthread_mutex_lock(&state.lock);
+    while (op->stage != NCCL_LAUNCHED) {
+        pthread_mutex_unlock(&state.lock);
+        nanosleep(&(struct timespec){.tv_nsec = LAUNCH_PAUSE_NS}, NULL);
+        pthread_mutex_lock(&state.lock);
+        advance(op->channel);
+    }
+    CUDA_CHECK(cudaStreamWaitEvent(stream->native, op->done, 0));
+    op->waited = true;
+    pthread_mutex_unlock(&state.lock);
+}
+#endif

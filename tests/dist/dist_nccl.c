@@ -1,0 +1,566 @@
+/* comm_nccl.c and nccl_channel.c over a pretended NCCL and CUDA runtime, for machines without
+ * several GPUs: what is called, with which sizes, and that nobody waits for ever. The pretended
+ * NCCL moves the host's memory over MPI. As the real one does, it joins and connects ranks in the
+ * background, and a communicator's work waits for the work before it. ranks: 2 3 4 */
+#if defined CADRE_MPI && __has_include(<nccl.h>) && __has_include(<cublasLt.h>)
+
+/* A build with CUDA has the real ones too. */
+#define cudaEventCreateWithFlags pretended_event_create
+#define cudaEventDestroy pretended_event_destroy
+#define cudaEventQuery pretended_event_query
+#define cudaEventRecord pretended_event_record
+#define cudaGetDeviceProperties pretended_properties
+#define cudaGetErrorString pretended_error_string
+#define cudaSetDevice pretended_set_device
+#define cudaStreamCreateWithFlags pretended_stream_create
+#define cudaStreamDestroy pretended_stream_destroy
+#define cudaStreamSynchronize pretended_stream_synchronize
+#define cudaStreamWaitEvent pretended_stream_wait
+#define cudaThreadExchangeStreamCaptureMode pretended_capture_mode
+#define nccl_library pretended_nccl
+#define CADRE_NCCL
+
+#include "../../src/comm/comm_nccl.c"
+#include "../../src/comm/nccl_channel.c"
+
+#include <mpi.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+#include "comm/progress.h"
+#include "comm/reduction.h"
+#include "device_collectives.h"
+
+enum { MESSAGES_MAX = 64, BLOCKED_MAX = 8, TAG_MIN = 1 << 20, TAGS_PER_COMM = 256 };
+
+/* ---- a stream's work: groups of calls, one after the other ---- */
+
+struct sum {
+    void *parts[RANKS_MAX], *out;
+    int64_t count;
+    enum dtype dtype;
+    enum comm_reduction reduction;
+};
+
+struct work {
+    struct work *next;
+    ncclComm_t comm;
+    bool posted;
+    int num_messages, num_sums;
+    struct {
+        void *data;
+        int size_bytes, peer; /* in the world */
+        bool is_receive;
+    } messages[MESSAGES_MAX];
+    MPI_Request requests[MESSAGES_MAX];
+    struct sum sums[RANKS_MAX];
+};
+
+struct CUstream_st {
+    struct CUstream_st *next;
+    struct work *work;
+    int64_t num_issued, num_done;
+};
+
+struct CUevent_st {
+    cudaStream_t stream;
+    int64_t after; /* this much of the stream's work */
+};
+
+struct ncclComm {
+    int rank, size, root, number; /* root: the world rank that made the id */
+    bool joined;
+    int num_polls; /* until the work is on the stream */
+    int num_works;
+    int world[RANKS_MAX];
+    int places[RANKS_MAX][2]; /* root's: rank and world rank of the others */
+    MPI_Request requests[RANKS_MAX];
+    int num_requests;
+    struct work *open;       /* between ncclGroupStart and ncclGroupEnd */
+    struct work *connecting; /* from there until it is on the stream */
+    cudaStream_t stream;
+};
+
+static pthread_mutex_t pretence = PTHREAD_MUTEX_INITIALIZER;
+static cudaStream_t streams;
+static ncclComm_t grouped;
+static int group_depth;
+static atomic_bool stop_pretending;
+
+static int tag_of(const struct ncclComm *comm, int which)
+{
+    return TAG_MIN + (comm->root * 64 + comm->number) * TAGS_PER_COMM + which;
+}
+
+/* With MPI's lock. */
+static void work_post(struct work *work)
+{
+    const int tag = tag_of(work->comm, 2 + work->comm->num_works++ % (TAGS_PER_COMM - 2));
+
+    for (int i = 0; i < work->num_messages; i++) {
+        void *data = work->messages[i].data;
+        const int size_bytes = work->messages[i].size_bytes, peer = work->messages[i].peer;
+
+        if (work->messages[i].is_receive) {
+            MPI_Irecv(data, size_bytes, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &work->requests[i]);
+        } else {
+            MPI_Isend(data, size_bytes, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &work->requests[i]);
+        }
+    }
+    work->posted = true;
+}
+
+static void work_finish(struct work *work)
+{
+    for (int i = 0; i < work->num_sums; i++) {
+        struct sum *sum = &work->sums[i];
+
+        reduction_apply(sum->reduction, sum->dtype, sum->out, (const void **)sum->parts,
+                        work->comm->size, sum->count);
+        for (int r = 0; r < work->comm->size; r++) {
+            free(sum->parts[r]);
+        }
+    }
+    free(work);
+}
+
+static bool work_is_done(struct work *work)
+{
+    int done;
+
+    progress_lock();
+    if (!work->posted) {
+        work_post(work);
+    }
+    MPI_Testall(work->num_messages, work->requests, &done, MPI_STATUSES_IGNORE);
+    progress_unlock(false);
+    return done;
+}
+
+/* The GPU: it works while the host does other things. */
+static void *pretended_gpu(void *unused)
+{
+    while (!stop_pretending) {
+        pthread_mutex_lock(&pretence);
+        for (cudaStream_t s = streams; s != NULL; s = s->next) {
+            while (s->work != NULL && work_is_done(s->work)) {
+                struct work *work = s->work;
+
+                s->work = work->next;
+                s->num_done++;
+                work_finish(work);
+            }
+        }
+        pthread_mutex_unlock(&pretence);
+        usleep(20);
+    }
+    return NULL;
+}
+
+/* ---- CUDA ---- */
+
+cudaError_t cudaSetDevice(int index)
+{
+    return cudaSuccess;
+}
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+    return "pretended";
+}
+
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int index)
+{
+    memset(properties, 0, sizeof *properties);
+    properties->uuid.bytes[0] = (char)launch_rank();
+    return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
+{
+    *s = calloc(1, sizeof **s);
+    pthread_mutex_lock(&pretence);
+    (*s)->next = streams;
+    streams = *s;
+    pthread_mutex_unlock(&pretence);
+    return cudaSuccess;
+}
+
+static bool is_past(cudaStream_t s, int64_t after)
+{
+    bool past;
+
+    pthread_mutex_lock(&pretence);
+    past = s == NULL || s->num_done >= after;
+    pthread_mutex_unlock(&pretence);
+    return past;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t s)
+{
+    while (!is_past(s, s->num_issued)) {
+        usleep(20);
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t s)
+{
+    cudaStream_t *link = &streams;
+
+    pthread_mutex_lock(&pretence);
+    while (*link != s) {
+        link = &(*link)->next;
+    }
+    *link = s->next;
+    pthread_mutex_unlock(&pretence);
+    free(s);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
+{
+    *event = calloc(1, sizeof **event);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    free(event);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t s)
+{
+    *event = (struct CUevent_st){s, s != NULL ? s->num_issued : 0};
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    return is_past(event->stream, event->after) ? cudaSuccess : cudaErrorNotReady;
+}
+
+/* The test's own stream, NULL, works at once, in the host's place: it waits in device_wait. */
+static struct CUevent_st blocked[BLOCKED_MAX];
+static int num_blocked;
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t event, unsigned flags)
+{
+    if (s == NULL) {
+        CHECK(num_blocked < BLOCKED_MAX, "too many waits");
+        blocked[num_blocked++] = *event;
+    }
+    return cudaSuccess;
+}
+
+static void device_wait(struct comm_handle handle)
+{
+    comm_wait(handle, device_stream);
+    for (; num_blocked > 0; num_blocked--) {
+        while (cudaEventQuery(&blocked[num_blocked - 1]) != cudaSuccess) {
+            usleep(20);
+        }
+    }
+}
+
+/* ---- NCCL ---- */
+
+static const char *error_string(ncclResult_t result)
+{
+    return "pretended";
+}
+
+static ncclResult_t get_unique_id(ncclUniqueId *id)
+{
+    static int count;
+    const int made[2] = {launch_rank(), count++};
+
+    memset(id, 0, sizeof *id);
+    memcpy(id->internal, made, sizeof made);
+    return ncclSuccess;
+}
+
+/* The others tell the root who they are, who tells everyone. */
+static ncclResult_t comm_init(ncclComm_t *comm, int size, ncclUniqueId id, int rank,
+                              ncclConfig_t *config)
+{
+    ncclComm_t c = *comm = calloc(1, sizeof **comm);
+
+    CHECK(config->blocking == 0, "the host would be blocked");
+    memcpy(&c->root, id.internal, sizeof c->root);
+    memcpy(&c->number, id.internal + sizeof c->root, sizeof c->number);
+    c->rank = rank;
+    c->size = size;
+    c->places[rank][0] = rank;
+    c->places[rank][1] = launch_rank();
+    progress_lock();
+    if (launch_rank() == c->root) {
+        CHECK(rank == 0, "the root is rank %d", rank);
+        for (int r = 1; r < size; r++) {
+            MPI_Irecv(c->places[r], 2, MPI_INT, MPI_ANY_SOURCE, tag_of(c, 0), MPI_COMM_WORLD,
+                      &c->requests[c->num_requests++]);
+        }
+    } else {
+        MPI_Isend(c->places[rank], 2, MPI_INT, c->root, tag_of(c, 0), MPI_COMM_WORLD,
+                  &c->requests[c->num_requests++]);
+        MPI_Irecv(c->world, size, MPI_INT, c->root, tag_of(c, 1), MPI_COMM_WORLD,
+                  &c->requests[c->num_requests++]);
+    }
+    progress_unlock(false);
+    return ncclInProgress;
+}
+
+static void tell_everyone(ncclComm_t comm)
+{
+    for (int i = 0; i < comm->size; i++) {
+        comm->world[comm->places[i][0]] = comm->places[i][1];
+    }
+    for (int r = 1; r < comm->size; r++) {
+        MPI_Send(comm->world, comm->size, MPI_INT, comm->world[r], tag_of(comm, 1), MPI_COMM_WORLD);
+    }
+}
+
+static void put_on_stream(ncclComm_t comm)
+{
+    struct work **link;
+
+    pthread_mutex_lock(&pretence);
+    for (link = &comm->stream->work; *link != NULL; link = &(*link)->next) {
+    }
+    *link = comm->connecting;
+    comm->connecting = NULL;
+    comm->stream->num_issued++;
+    pthread_mutex_unlock(&pretence);
+}
+
+static ncclResult_t get_async_error(ncclComm_t comm, ncclResult_t *result)
+{
+    int done = 1;
+
+    if (!comm->joined) {
+        progress_lock();
+        MPI_Testall(comm->num_requests, comm->requests, &done, MPI_STATUSES_IGNORE);
+        if (done && launch_rank() == comm->root) {
+            tell_everyone(comm);
+        }
+        progress_unlock(false);
+        comm->joined = done;
+    }
+    if (comm->connecting != NULL && comm->num_polls-- == 0) {
+        put_on_stream(comm);
+    }
+    *result = !done || comm->connecting != NULL ? ncclInProgress : ncclSuccess;
+    return ncclSuccess;
+}
+
+static ncclResult_t nothing_to_do(ncclComm_t comm)
+{
+    return ncclSuccess;
+}
+
+static ncclResult_t comm_free(ncclComm_t comm)
+{
+    free(comm);
+    return ncclSuccess;
+}
+
+static ncclResult_t group_start(void)
+{
+    group_depth++;
+    return ncclSuccess;
+}
+
+static ncclResult_t group_end(void)
+{
+    ncclComm_t comm = grouped;
+
+    group_depth--;
+    grouped = NULL;
+    if (comm == NULL) {
+        return ncclSuccess;
+    }
+    comm->connecting = comm->open;
+    comm->open = NULL;
+    comm->num_polls = comm->num_works % 3;
+    return ncclInProgress;
+}
+
+static struct work *open_work(ncclComm_t comm, cudaStream_t s)
+{
+    CHECK(group_depth == 1 && comm->joined && (grouped == NULL || grouped == comm),
+          "a call outside of a group, before joining or of a second communicator");
+    if (comm->open == NULL) {
+        comm->open = calloc(1, sizeof *comm->open);
+        comm->open->comm = comm;
+    }
+    comm->stream = s;
+    grouped = comm;
+    return comm->open;
+}
+
+static void add_message(struct work *work, const void *data, size_t size_bytes, int peer,
+                        bool is_receive)
+{
+    CHECK(work->num_messages < MESSAGES_MAX, "too many messages");
+    work->messages[work->num_messages].data = (void *)data;
+    work->messages[work->num_messages].size_bytes = (int)size_bytes;
+    work->messages[work->num_messages].peer = work->comm->world[peer];
+    work->messages[work->num_messages++].is_receive = is_receive;
+}
+
+static size_t bytes_of(size_t count, ncclDataType_t type)
+{
+    return count * (type == ncclUint8                          ? 1
+                    : type == ncclBfloat16                     ? 2
+                    : type == ncclFloat32 || type == ncclInt32 ? 4
+                                                               : 8);
+}
+
+static ncclResult_t send(const void *data, size_t count, ncclDataType_t type, int peer,
+                         ncclComm_t comm, cudaStream_t s)
+{
+    add_message(open_work(comm, s), data, bytes_of(count, type), peer, false);
+    return ncclSuccess;
+}
+
+static ncclResult_t receive(void *data, size_t count, ncclDataType_t type, int peer,
+                            ncclComm_t comm, cudaStream_t s)
+{
+    add_message(open_work(comm, s), data, bytes_of(count, type), peer, true);
+    return ncclSuccess;
+}
+
+static ncclResult_t broadcast(const void *in, void *out, size_t count, ncclDataType_t type,
+                              int root, ncclComm_t comm, cudaStream_t s)
+{
+    struct work *work = open_work(comm, s);
+
+    if (comm->rank != root) {
+        return receive(out, count, type, root, comm, s);
+    }
+    memmove(out, in, bytes_of(count, type));
+    for (int r = 0; r < comm->size; r++) {
+        if (r != root) {
+            add_message(work, in, bytes_of(count, type), r, false);
+        }
+    }
+    return ncclSuccess;
+}
+
+static ncclResult_t all_gather(const void *in, void *out, size_t count, ncclDataType_t type,
+                               ncclComm_t comm, cudaStream_t s)
+{
+    for (int r = 0; r < comm->size; r++) {
+        char *part = (char *)out + (size_t)r * bytes_of(count, type);
+
+        broadcast(r == comm->rank ? in : part, part, count, type, r, comm, s);
+    }
+    return ncclInProgress;
+}
+
+/* The sum of what all send here; with all_reduce, everybody does that for itself. */
+static ncclResult_t reduce(const void *in, void *out, size_t count, ncclDataType_t type,
+                           ncclRedOp_t op, int root, ncclComm_t comm, cudaStream_t s)
+{
+    static const enum dtype dtypes[] = {[ncclFloat32] = DTYPE_F32, [ncclBfloat16] = DTYPE_BF16};
+    struct work *work = open_work(comm, s);
+    const size_t size_bytes = bytes_of(count, type);
+    struct sum *sum;
+
+    if (comm->rank != root) {
+        return send(in, count, type, root, comm, s);
+    }
+    sum = &work->sums[work->num_sums++];
+    *sum = (struct sum){.out = out,
+                        .count = (int64_t)count,
+                        .dtype = dtypes[type],
+                        .reduction = op == ncclMax ? COMM_MAX : COMM_SUM};
+    for (int r = 0; r < comm->size; r++) {
+        sum->parts[r] = malloc(size_bytes + 1);
+        if (r == root) {
+            memcpy(sum->parts[r], in, size_bytes);
+        } else {
+            add_message(work, sum->parts[r], size_bytes, r, true);
+        }
+    }
+    return ncclSuccess;
+}
+
+static ncclResult_t all_reduce(const void *in, void *out, size_t count, ncclDataType_t type,
+                               ncclRedOp_t op, ncclComm_t comm, cudaStream_t s)
+{
+    for (int r = 0; r < comm->size; r++) {
+        reduce(in, out, count, type, op, r, comm, s);
+    }
+    return ncclInProgress;
+}
+
+static ncclResult_t reduce_scatter(const void *in, void *out, size_t count, ncclDataType_t type,
+                                   ncclRedOp_t op, ncclComm_t comm, cudaStream_t s)
+{
+    for (int r = 0; r < comm->size; r++) {
+        reduce((const char *)in + (size_t)r * bytes_of(count, type), out, count, type, op, r, comm,
+               s);
+    }
+    return ncclInProgress;
+}
+
+const struct nccl_library *nccl_library(void)
+{
+    static const struct nccl_library library = {.ncclAllGather = all_gather,
+                                                .ncclAllReduce = all_reduce,
+                                                .ncclBroadcast = broadcast,
+                                                .ncclCommAbort = nothing_to_do,
+                                                .ncclCommDestroy = comm_free,
+                                                .ncclCommFinalize = nothing_to_do,
+                                                .ncclCommGetAsyncError = get_async_error,
+                                                .ncclCommInitRankConfig = comm_init,
+                                                .ncclGetErrorString = error_string,
+                                                .ncclGetUniqueId = get_unique_id,
+                                                .ncclGroupEnd = group_end,
+                                                .ncclGroupStart = group_start,
+                                                .ncclRecv = receive,
+                                                .ncclReduce = reduce,
+                                                .ncclReduceScatter = reduce_scatter,
+                                                .ncclSend = send};
+
+    return &library;
+}
+
+static void *device_address(void *host)
+{
+    return host;
+}
+
+int main(int argc, char **argv)
+{
+    struct device device = *device_cpu();
+    pthread_t gpu;
+
+    device.kind = DEVICE_CUDA;
+    dist_begin(argc, argv);
+    CHECK(pthread_create(&gpu, NULL, pretended_gpu, NULL) == 0, "no thread");
+    comm_nccl_choose(&device);
+    if (!comm_nccl_is_chosen()) {
+        dist_failed("every rank has a GPU of its own, but NCCL is not chosen");
+    }
+    run_device_collectives(&device);
+    stop_pretending = true;
+    pthread_join(gpu, NULL);
+    return dist_end();
+}
+#else
+#include <stdio.h>
+
+int main(void)
+{
+    puts("nccl.h or cublasLt.h was not found: skipped");
+    return 0;
+}
+#endif
