@@ -158,12 +158,12 @@ void ckpt_item_list_add_optimizer(struct ckpt_item_list *list, struct optimizer 
         char name[NAME_MAX_BYTES];
 
         for (int s = 0; s < num_states && !shard->param->is_copy; s++) {
-            const float *data = states[s].tensor->data;
+            const float *data = optimizer_state_of(states[s].tensor, shard).data;
 
             state_name(name, &states[s], shard->param);
             add_run(list, shard->param, &run,
                     &(struct ckpt_item){.name = name, .dtype = DTYPE_F32, .is_optimizer = true},
-                    (const char *)(data + shard->state_start + run.first - shard->first));
+                    (const char *)(data + run.first - shard->first));
         }
     }
 }
@@ -249,7 +249,7 @@ static int restore_shard(const struct checkpoint *checkpoint, const struct optim
                          const struct optimizer_state *state, struct stream *stream)
 {
     const size_t size_bytes = (size_t)shard->count * sizeof(float);
-    float *device = (float *)state->tensor->data + shard->state_start;
+    float *device = optimizer_state_of(state->tensor, shard).data;
     float *host = malloc(size_bytes + 1);
     int result;
 

@@ -3,9 +3,9 @@
 #include <stdlib.h>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/rng.h"
 #include "ops/ops.h"
-#include "train/timers.h"
 
 enum { ROOF_REPEATS = 9, REPEATS_MAX = 64 };
 
@@ -25,10 +25,10 @@ double bench_median_seconds(void (*work)(void *context), void *context, int warm
         work(context);
     }
     for (int i = 0; i < repeats; i++) {
-        const double start = timers_system_clock();
+        const double start = clock_seconds();
 
         work(context);
-        seconds[i] = timers_system_clock() - start;
+        seconds[i] = clock_seconds() - start;
     }
     qsort(seconds, (size_t)repeats, sizeof seconds[0], compare_doubles);
     return seconds[repeats / 2];

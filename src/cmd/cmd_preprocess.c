@@ -3,11 +3,11 @@
 #include <glob.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "args/help.h"
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "cmd/cmd.h"
 #include "data/preprocess.h"
@@ -80,18 +80,10 @@ struct reporter {
 
 enum { MEGABYTE = 1000000 };
 
-static double now_seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static void report(void *context, const struct preprocess_progress *progress)
 {
     struct reporter *reporter = context;
-    const double seconds = now_seconds() - reporter->started_at;
+    const double seconds = clock_seconds() - reporter->started_at;
     char note[PROGRESS_NOTE_BYTES];
 
     snprintf(note, sizeof note, "%lld documents", (long long)progress->num_documents);
@@ -153,7 +145,7 @@ static int run(const struct preprocess_options *options, const struct tokenizer 
 {
     static const char *const default_keys[] = {"text"};
     const bool has_keys = options->json_keys.num_items > 0;
-    struct reporter reporter = {.started_at = now_seconds(),
+    struct reporter reporter = {.started_at = clock_seconds(),
                                 .log_interval = options->log_interval,
                                 .next_documents = options->log_interval};
     struct preprocess_progress progress;
@@ -180,8 +172,8 @@ static int run(const struct preprocess_options *options, const struct tokenizer 
     TRY(result);
     log_info("%lld documents, %lld tokens in %.1f s (%.2f MB/s) -> %s_%s_document.bin, .idx%s",
              (long long)progress.num_documents, (long long)progress.num_tokens,
-             now_seconds() - reporter.started_at,
-             (double)progress.done_bytes / MEGABYTE / (now_seconds() - reporter.started_at),
+             clock_seconds() - reporter.started_at,
+             (double)progress.done_bytes / MEGABYTE / (clock_seconds() - reporter.started_at),
              config.output_prefix, config.keys[0],
              config.num_keys > 1 ? " (and one for each other key)" : "");
     return 0;

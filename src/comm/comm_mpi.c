@@ -22,6 +22,7 @@
 #include <time.h>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "comm/delay.h"
 #include "comm/progress.h"
 #include "comm/reduction.h"
@@ -222,14 +223,6 @@ static void post_receive(struct operation *op, int peer, char *data, int64_t siz
 
 /* ---- operations ---- */
 
-static double now_seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static bool is_delayed(const struct comm *comm)
 {
     const struct group *group = comm->state;
@@ -259,7 +252,7 @@ static struct operation *operation_new(struct comm *comm, const struct stream *s
     op->next_phase = NULL;
     op->num_messages = 0;
     op->sent_bytes = 0;
-    op->issued_at = is_delayed(comm) ? now_seconds() : 0.0;
+    op->issued_at = is_delayed(comm) ? clock_seconds() : 0.0;
     op->transfer = (struct transfer){0};
     op->tag = group->number * TAGS_PER_GROUP;
     if (kind != COMM_SEND && kind != COMM_RECEIVE) {
@@ -381,12 +374,12 @@ static struct patience patience_of_this_rank(void)
     int rank;
 
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    return (struct patience){now_seconds(), 0.0, timeout_seconds + (rank < 8 ? rank : 8)};
+    return (struct patience){clock_seconds(), 0.0, timeout_seconds + (rank < 8 ? rank : 8)};
 }
 
 static bool patience_ends(struct patience *patience)
 {
-    const double now = now_seconds(), pause = now - patience->looked_at;
+    const double now = clock_seconds(), pause = now - patience->looked_at;
 
     patience->waited += pause < LOOK_MAX_SECONDS ? pause : LOOK_MAX_SECONDS;
     patience->looked_at = now;
@@ -415,7 +408,7 @@ static bool is_complete(const struct operation *op)
 
     return op->finished &&
            (transfer->starts_at == 0.0 ||
-            now_seconds() >= fmax(transfer->starts_at, op->issued_at) + transfer->seconds);
+            clock_seconds() >= fmax(transfer->starts_at, op->issued_at) + transfer->seconds);
 }
 
 static void pause_between_looks(int64_t num_looks)

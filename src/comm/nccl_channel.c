@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "comm/comm_mpi.h"
 #include "comm/launch.h"
 #include "ops/libraries_cuda.h"
@@ -49,14 +50,6 @@ static struct {
     struct nccl_operation *launched, *spare;
     struct stream *host_stream;
 } state = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
-
-static double now_seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* ---- failures ---- */
 
@@ -95,7 +88,7 @@ static void check_deadline(struct nccl_operation *op)
     const double limit = comm_mpi_timeout() + (launch_rank() < 8 ? launch_rank() : 8);
     char why[160];
 
-    if (now_seconds() - op->issued_at > limit) {
+    if (clock_seconds() - op->issued_at > limit) {
         snprintf(why, sizeof why, "is not complete after %g s (--distributed-timeout-minutes): %s",
                  comm_mpi_timeout(),
                  op->stage == NCCL_LAUNCHED ? "a rank has not come to it"
@@ -433,7 +426,7 @@ struct nccl_operation *nccl_operation_new(struct nccl_channel *channel, struct s
     op->uneven = false;
     op->stage = NCCL_QUEUED;
     op->waited = false;
-    op->issued_at = now_seconds();
+    op->issued_at = clock_seconds();
     CUDA_CHECK(cudaEventRecord(op->ready, stream->native));
     return op;
 }

@@ -8,7 +8,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "train/timers.h"
+#include "base/clock.h"
 
 enum { COLUMNS_DEFAULT = 80, LINE_MAX_BYTES = 512, BAR_MIN = 10, BAR_MAX = 40 };
 
@@ -108,7 +108,7 @@ void progress_begin(struct progress *progress, int64_t num_done, int64_t num_tot
 {
     *progress = (struct progress){
         .on = isatty(STDOUT_FILENO) && isatty(STDERR_FILENO),
-        .clock = timers_system_clock,
+        .clock = clock_seconds,
         .view = {.num_done = num_done,
                  .num_total = num_total,
                  .note = "",

@@ -5,9 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "train/tensorboard.h"
 
 enum { TAG_MAX_BYTES = 128 };
@@ -50,19 +50,11 @@ const char *const timer_names[] = {
 };
 const int num_timer_names = (int)(sizeof timer_names / sizeof timer_names[0]);
 
-double timers_system_clock(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 void timers_init(struct timers *timers, int log_level, double (*clock)(void))
 {
     *timers = (struct timers){
         .log_level = log_level,
-        .clock = clock != NULL ? clock : timers_system_clock,
+        .clock = clock != NULL ? clock : clock_seconds,
     };
 }
 

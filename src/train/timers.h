@@ -31,9 +31,7 @@ struct timers {
     struct timer timer[TIMERS_MAX];
 };
 
-/* Seconds of the system's monotonic clock. */
-double timers_system_clock(void);
-/* clock NULL is timers_system_clock. A timer above log_level costs a comparison and is never kept.
+/* clock NULL is clock_seconds. A timer above log_level costs a comparison and is never kept.
  */
 void timers_init(struct timers *timers, int log_level, double (*clock)(void));
 /* A name always comes with the same level. Spans of one name add up and do not nest. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "comm/comm_nccl.h"
 #include "comm/launch.h"
@@ -254,7 +255,7 @@ static int save_if_due(struct training_run *run)
 
 static double minutes_since_start(const struct training_run *run)
 {
-    return (timers_system_clock() - run->started_at) / 60.0;
+    return (clock_seconds() - run->started_at) / 60.0;
 }
 
 struct exit_reasons {
@@ -378,7 +379,7 @@ int train(const struct options *options)
     struct training_run run = {.options = options, .last_saved = -1};
     int result;
 
-    run.started_at = timers_system_clock();
+    run.started_at = clock_seconds();
     ops_cpu_set_num_threads((int)options->num_threads);
     if (options->exit_signal_handler) {
         exit_signal_install();

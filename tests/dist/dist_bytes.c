@@ -2,6 +2,7 @@
  * rank, equal the formulas of docs/parallelism.md. They are computed here from the flags alone, and
  * of rows that travel to experts from a routing computed here. What no formula explains fails: no
  * hidden gather. ranks: 1 2 4 8 */
+#include "dist_run.h"
 #include "dist_test.h"
 
 #include <string.h>
@@ -222,25 +223,6 @@ static int route(const struct options *o, struct loader *loader, struct comm *wo
 
 /* ---- runs ---- */
 
-enum { FLAGS_MAX = 128 };
-
-static char words[4096];
-
-static int parse(struct options *options, const struct mapping *mapping)
-{
-    char *argv[FLAGS_MAX];
-    int argc = 0;
-
-    snprintf(words, sizeof words, "%s %s %s", base_flags, mapping->moe ? moe_flags : "",
-             mapping->flags);
-    for (char *word = strtok(words, " "); word != NULL; word = strtok(NULL, " ")) {
-        argv[argc++] = word;
-    }
-    TRY(options_init(options));
-    TRY(options_parse(options, argc, argv));
-    return options_validate(options, launch_size());
-}
-
 static int open_loader(struct run_data *data, const struct options *options)
 {
     const struct run_data_request request = {
@@ -271,7 +253,7 @@ static int run_mapping(const struct mapping *mapping, struct options *options)
 {
     struct trainer trainer;
 
-    TRY(parse(options, mapping));
+    TRY(dist_parse(options, base_flags, mapping->moe ? moe_flags : "", mapping->flags));
     CHECK(options->num_experts == 0 || options->moe_router_force_load_balancing ||
               options->moe_pad_expert_input_to_capacity ||
               strcmp(options->moe_token_dispatcher_type, "allgather") == 0,

@@ -4,6 +4,7 @@
 
 #include <time.h>
 
+#include "base/clock.h"
 #include "comm/delay.h"
 
 enum { RANKS_MAX = 16 };
@@ -244,14 +245,6 @@ static void counters_say_what_left_this_rank(void)
     }
 }
 
-static double now_seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static void sleep_seconds(double seconds)
 {
     nanosleep(&(struct timespec){.tv_nsec = (long)(1e9 * seconds)}, NULL);
@@ -262,12 +255,12 @@ static void operations_advance_while_the_rank_computes(void)
 {
     struct tensor x = data_of_rank(DTYPE_F32, 1 << 20, world->rank);
     const struct tensor wanted = reduced(DTYPE_F32, 1 << 20, COMM_SUM);
-    const double start = now_seconds();
+    const double start = clock_seconds();
     const struct comm_handle handle = comm_all_reduce(world, stream, &x, COMM_SUM);
 
     while (!comm_mpi_is_idle()) {
         sleep_seconds(0.01);
-        if (now_seconds() - start > 30.0) {
+        if (clock_seconds() - start > 30.0) {
             dist_failed("a reduction does not advance without a wait");
             break;
         }
@@ -288,13 +281,13 @@ static void delayed_collectives_end_late_but_together(struct comm *slow, double 
     for (int i = 0; i < COUNT; i++) {
         x[i] = data_of_rank(DTYPE_F32, 100, world->rank);
     }
-    start = now_seconds();
+    start = clock_seconds();
     for (int i = 0; i < COUNT; i++) {
         handles[i] = comm_all_reduce(slow, stream, &x[i], COMM_SUM);
     }
     for (int i = 0; i < COUNT; i++) {
         comm_wait(handles[i], stream);
-        seconds = now_seconds() - start;
+        seconds = clock_seconds() - start;
         if (seconds < delay) {
             dist_failed("a collective with a delay of %g s took %g s", delay, seconds);
         }
@@ -320,12 +313,12 @@ static void delayed_messages_take_the_delay_from_their_sending(struct comm *slow
 
     dist_fill(&token, 0, 0);
     sleep_seconds(delay);
-    start = now_seconds(); /* nobody has sent before: all ranks meet after it */
+    start = clock_seconds(); /* nobody has sent before: all ranks meet after it */
     comm_wait(comm_all_reduce(world, stream, &token, COMM_MAX), stream);
     send = comm_send(slow, stream, &sent, to);
     comm_wait(receive, stream);
-    if (now_seconds() - start < delay) {
-        dist_failed("a message with a delay of %g s took %g s", delay, now_seconds() - start);
+    if (clock_seconds() - start < delay) {
+        dist_failed("a message with a delay of %g s took %g s", delay, clock_seconds() - start);
     }
     comm_wait(send, stream);
     dist_compare("delayed message", &x, &wanted, 0.0);

@@ -6,6 +6,7 @@
 
 #include <time.h>
 
+#include "base/clock.h"
 #include "comm/delay.h"
 #include "moe/moe_layer.h"
 
@@ -14,14 +15,6 @@ enum { TOKENS = 8, HIDDEN = 16, FFN = 16, SHARED_FFN = 32, NUM_EXPERTS = 4, RUNS
 static const double delay_seconds = 0.025;
 static const double slow_product_seconds =
     0.06; /* of 2 * TOKENS rows and the shared expert's width */
-
-static double now_seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* The shared expert's products, forward and backward, take time in proportion to their work. */
 static void slow_matmul(struct stream *on, const struct matmul *args)
@@ -108,11 +101,11 @@ static double run_once(struct layer *layer, const struct tensor *x)
 
     dist_fill(&together, 2, 0);
     comm_wait(comm_all_reduce(layer->groups.world, stream, &together, COMM_MAX), stream);
-    start = now_seconds();
+    start = clock_seconds();
     moe_layer_forward(&layer->moe, &pass, &y, x, &saved);
     moe_layer_backward(&layer->moe, &pass, &d_x, x, &saved);
     arena_release(layer->saved, (struct arena_mark){0});
-    return now_seconds() - start;
+    return clock_seconds() - start;
 }
 
 /* The fastest of a few forwards and backwards: what disturbs only adds. */

@@ -2,18 +2,20 @@
  * computation hide what they can? Products and attention take a time of their own, as on an
  * accelerator: they sleep, so that other programs on this machine do not disturb. At least half of
  * the delay that can be hidden must be. ranks: 2 */
+#include "dist_run.h"
 #include "dist_test.h"
 
 #include <string.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "comm/delay.h"
 #include "data/tokenizer.h"
 #include "train/run_data.h"
 #include "train/step.h"
 
-enum { FLAGS_MAX = 128, NUM_STEPS = 3 };
+enum { NUM_STEPS = 3 };
 
 static const char base_flags[] =
     "pretrain --num-layers 4 --hidden-size 64 --num-attention-heads 4 --ffn-hidden-size 128 "
@@ -82,30 +84,13 @@ static struct ops slow;
 
 static int parse(struct options *options, const char *flags, const char *more)
 {
-    static char words[4096];
-    char *argv[FLAGS_MAX];
-    int argc = 0;
+    const bool serial = strcmp(more, "serial") == 0;
 
-    snprintf(words, sizeof words, "%s %s %s", base_flags, flags,
-             strcmp(more, "serial") == 0 ? "" : more);
-    for (char *word = strtok(words, " "); word != NULL; word = strtok(NULL, " ")) {
-        argv[argc++] = word;
-    }
-    TRY(options_init(options));
-    TRY(options_parse(options, argc, argv));
-    TRY(options_validate(options, launch_size()));
-    if (strcmp(more, "serial") == 0) {
+    TRY(dist_parse(options, base_flags, flags, serial ? "" : more));
+    if (serial) {
         options->overlap_p2p_communication = false; /* Megatron's rules want three stages for it */
     }
     return 0;
-}
-
-static double now_seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 /* The fastest step after the first: what disturbs only adds. */
@@ -123,10 +108,10 @@ static int time_steps(struct trainer *trainer, struct run_data *data, double *se
         double start;
 
         trainer_barrier(trainer);
-        start = now_seconds();
+        start = clock_seconds();
         TRY(train_step(trainer, data->train, &result));
         if (i > 0) {
-            *seconds = fmin(*seconds, now_seconds() - start);
+            *seconds = fmin(*seconds, clock_seconds() - start);
         }
     }
     return 0;

@@ -1,6 +1,7 @@
 /* The trainer on several ranks: what it holds is what the mapping says. Optimizer states are cut
  * over data parallelism; as many sets of activations are kept as the schedule has forwards in
  * flight; the arenas of real steps are as large as the report made before them. ranks: 1 2 4 */
+#include "dist_run.h"
 #include "dist_test.h"
 
 #include <string.h>
@@ -11,7 +12,7 @@
 #include "train/run_data.h"
 #include "train/step.h"
 
-enum { FLAGS_MAX = 128, NUM_LAYERS = 8, GLOBAL_BATCH = 8, VOCAB = 120 };
+enum { NUM_LAYERS = 8, GLOBAL_BATCH = 8, VOCAB = 120 };
 
 static const char base_flags[] =
     "pretrain --num-layers 8 --hidden-size 64 --num-attention-heads 4 --group-query-attention "
@@ -47,22 +48,6 @@ static const struct mapping mappings[] = {
      "--pipeline-model-parallel-size 2 --use-distributed-optimizer --bf16 "
      "--expert-model-parallel-size 2 --moe-token-dispatcher-type alltoall"},
 };
-
-static char words[4096];
-
-static int parse(struct options *options, const struct mapping *mapping)
-{
-    char *argv[FLAGS_MAX];
-    int argc = 0;
-
-    snprintf(words, sizeof words, "%s %s", base_flags, mapping->flags);
-    for (char *word = strtok(words, " "); word != NULL; word = strtok(NULL, " ")) {
-        argv[argc++] = word;
-    }
-    TRY(options_init(options));
-    TRY(options_parse(options, argc, argv));
-    return options_validate(options, launch_size());
-}
 
 /* 12 bytes an element of bf16 parameters, 8 of f32, whose master is the parameter itself. */
 static void expect_optimizer_bytes(const struct trainer *trainer,
@@ -150,7 +135,7 @@ static int run_mapping(const struct mapping *mapping, struct options *options)
     int64_t vocab_size;
     int result;
 
-    TRY(parse(options, mapping));
+    TRY(dist_parse(options, base_flags, "", mapping->flags));
     TRY(run_data_open_tokenizer(&data, options));
     vocab_size = tokenizer_vocab_size(data.tokenizer);
     TRY(memory_report_compute(&report, options, vocab_size));
