@@ -12,6 +12,7 @@
 #include "device/device_cuda.h"
 #include "ops/ops.h"
 #include "ops/ops_cuda.h"
+#include "ops/ops_profile.h"
 
 enum { REPEATS = 7 };
 
@@ -216,6 +217,41 @@ static void measure_roofs(void)
     product_of(1024, 4096, 14336);
 }
 
+/* ---- dense products of a training step of Mixtral 8x7B ---- */
+
+/* y = x W^T, d_x = d_y W and d_W = d_y^T x of a layer of n outputs and k inputs. */
+static void bench_linear(const char *name, int64_t t, int64_t n, int64_t k)
+{
+    const double flops = 2.0 * (double)t * (double)n * (double)k;
+    char line[64];
+
+    begin();
+    struct tensor x = normal_tensor(DTYPE_BF16, 1.0f, t, k);
+    struct tensor w = normal_tensor(DTYPE_BF16, 0.02f, n, k);
+    struct tensor y = normal_tensor(DTYPE_BF16, 1.0f, t, n), d_x = new_tensor(DTYPE_BF16, t, k);
+    struct tensor d_w = new_tensor(DTYPE_F32, n, k);
+
+    snprintf(line, sizeof line, "linear %s T%lld d_x", name, (long long)t);
+    report(line, matmul_run, &(struct matmul){.c = &d_x, .a = &y, .b = &w}, flops, 0.0);
+    snprintf(line, sizeof line, "linear %s T%lld d_w", name, (long long)t);
+    report(line, matmul_run, &(struct matmul){.c = &d_w, .a = &y, .b = &x, .transpose_a = true},
+           flops, 0.0);
+    snprintf(line, sizeof line, "linear %s T%lld d_w +=", name, (long long)t);
+    report(line, matmul_run,
+           &(struct matmul){.c = &d_w, .a = &y, .b = &x, .transpose_a = true, .accumulate = true},
+           flops, 0.0);
+    snprintf(line, sizeof line, "linear %s T%lld forward", name, (long long)t);
+    report(line, matmul_run, &(struct matmul){.c = &y, .a = &x, .b = &w, .transpose_b = true},
+           flops, 0.0);
+}
+
+static void bench_linears(int64_t t)
+{
+    bench_linear("qkv", t, 6144, 4096);
+    bench_linear("attention out", t, 4096, 4096);
+    bench_linear("head", t, 32000, 4096);
+}
+
 /* ---- experts ---- */
 
 struct experts_work {
@@ -309,39 +345,31 @@ static void bench_experts(const char *name, struct routing r, int64_t h, int64_t
     report(line, experts_backward_run, &work, 2.0 * flops, 0.0);
 }
 
-/* ---- a whole MoE layer as src/moe runs it, with routing that is forced to be even ---- */
+/* ---- a whole MoE layer, op by op as src/moe runs it, with routing that is forced ---- */
 
 enum { LAYER_WARM_UPS = 5, LAYER_REPEATS = 20 };
 
+/* Before a burst the card idles, and before the sustained figure it is busy, for so long. */
+static const double layer_pause_seconds = 2.0, layer_load_seconds = 3.0;
+
 struct layer_work {
-    bool router_in_f32; /* the router's operands are converted first, else they stay BF16 */
+    bool first_microbatch; /* weight gradients replace what is there */
     struct tensor x, gate, fc1, fc2, d_y;
-    struct tensor x_f32, gate_f32, logits, probs, chosen, forced; /* router */
-    struct tensor row_of, row_token, row_prob, offsets;           /* permutation */
+    struct tensor logits, probs, chosen, forced;        /* router */
+    struct tensor row_of, row_token, row_prob, offsets; /* permutation */
     struct tensor pre_activation, rows, y;
-    struct tensor d_rows, d_row_prob, d_probs, d_logits, d_logits_bf16, d_x_f32, d_x;
+    struct tensor d_rows, d_row_prob, d_probs, d_logits, d_x;
     struct tensor d_gate, d_fc1, d_fc2;
     struct router_topk route;
     struct experts_forward forward;
 };
 
-static void convert(struct tensor *y, const struct tensor *x, float b)
-{
-    op_linear_combination(stream, &(struct linear_combination){.y = y, .x = x, .a = 1.0f, .b = b});
-}
-
 static void layer_forward_run(void *context)
 {
     struct layer_work *w = context;
 
-    if (w->router_in_f32) {
-        convert(&w->x_f32, &w->x, 0.0f);
-        convert(&w->gate_f32, &w->gate, 0.0f);
-    }
-    op_matmul(stream, &(struct matmul){.c = &w->logits,
-                                       .a = w->router_in_f32 ? &w->x_f32 : &w->x,
-                                       .b = w->router_in_f32 ? &w->gate_f32 : &w->gate,
-                                       .transpose_b = true});
+    op_matmul(stream,
+              &(struct matmul){.c = &w->logits, .a = &w->x, .b = &w->gate, .transpose_b = true});
     op_router_topk_forward(stream, &w->route);
     op_permutation(stream, &(struct permutation){.row_of = &w->row_of,
                                                  .row_token = &w->row_token,
@@ -355,36 +383,21 @@ static void layer_forward_run(void *context)
 
 static void layer_router_backward(struct layer_work *w)
 {
-    const bool in_f32 = w->router_in_f32;
-    const struct tensor *d_logits = in_f32 ? &w->d_logits : &w->d_logits_bf16;
-
     op_slot_gather(stream, &(struct slot_gather){.d_probs = &w->d_probs,
                                                  .d_row_prob = &w->d_row_prob,
                                                  .row_of = &w->row_of});
-    op_fill_zero(stream, &w->d_logits);
-    op_router_topk_backward(stream, &(struct router_topk_backward){.rule = w->route.rule,
-                                                                   .d_logits = &w->d_logits,
-                                                                   .d_probs = &w->d_probs,
-                                                                   .logits = &w->logits,
-                                                                   .indices = &w->chosen});
-    if (in_f32) {
-        convert(&w->x_f32, &w->x, 0.0f);
-        convert(&w->gate_f32, &w->gate, 0.0f);
-    } else {
-        convert(&w->d_logits_bf16, &w->d_logits, 0.0f);
-    }
-    op_matmul(stream, &(struct matmul){.c = &w->d_gate,
-                                       .a = d_logits,
-                                       .b = in_f32 ? &w->x_f32 : &w->x,
-                                       .transpose_a = true,
-                                       .accumulate = true});
-    op_matmul(stream, &(struct matmul){.c = in_f32 ? &w->d_x_f32 : &w->d_x,
-                                       .a = d_logits,
-                                       .b = in_f32 ? &w->gate_f32 : &w->gate,
-                                       .accumulate = !in_f32});
-    if (in_f32) {
-        convert(&w->d_x, &w->d_x_f32, 1.0f);
-    }
+    op_router_backward(stream, &(struct router_backward){.rule = w->route.rule,
+                                                         .d_logits = &w->d_logits,
+                                                         .logits = &w->logits,
+                                                         .d_probs = &w->d_probs,
+                                                         .indices = &w->chosen});
+    op_router_linear_backward(
+        stream, &(struct router_linear_backward){.d_x = &w->d_x,
+                                                 .d_weight = &w->d_gate,
+                                                 .d_logits = &w->d_logits,
+                                                 .x = &w->x,
+                                                 .weight = &w->gate,
+                                                 .overwrite_grads = w->first_microbatch});
 }
 
 static void layer_run(void *context)
@@ -398,28 +411,33 @@ static void layer_run(void *context)
                                                            .d_x = &w->d_rows,
                                                            .d_row_prob = &w->d_row_prob,
                                                            .d_fc1 = &w->d_fc1,
-                                                           .d_fc2 = &w->d_fc2});
+                                                           .d_fc2 = &w->d_fc2,
+                                                           .overwrite_grads = w->first_microbatch});
     op_row_sum(stream, &(struct row_sum){.y = &w->d_x, .rows = &w->d_rows, .row_of = &w->row_of});
     layer_router_backward(w);
 }
 
-static int32_t round_robin(int64_t slot, const int64_t *with)
+/* Even, or with skew all first slots to expert 0. */
+static int32_t forced_expert(int64_t slot, const int64_t *with)
 {
-    return (int32_t)(slot % ((const struct routing *)(const void *)with)->e);
+    const struct routing *r = (const void *)with;
+
+    if (!r->skewed) {
+        return (int32_t)(slot % r->e);
+    }
+    return (int32_t)(slot % r->k == 0 ? 0 : 1 + slot / r->k % (r->e - 1));
 }
 
 static void layer_tensors(struct layer_work *w, struct routing r, int64_t h, int64_t f)
 {
     const int64_t rows = r.t * r.k;
-    const struct tensor forced = numbers(rows, round_robin, (const void *)&r);
+    const struct tensor forced = numbers(rows, forced_expert, (const void *)&r);
 
     w->x = normal_tensor(DTYPE_BF16, 1.0f, r.t, h);
     w->d_y = normal_tensor(DTYPE_BF16, 1.0f, r.t, h);
     w->gate = normal_tensor(DTYPE_BF16, 0.02f, r.e, h);
     w->fc1 = view3(normal_tensor(DTYPE_BF16, 0.02f, r.e * 2 * f, h), r.e);
     w->fc2 = view3(normal_tensor(DTYPE_BF16, 0.02f, r.e * h, f), r.e);
-    w->x_f32 = new_tensor(DTYPE_F32, r.t, h);
-    w->gate_f32 = new_tensor(DTYPE_F32, r.e, h);
     w->logits = new_tensor(DTYPE_F32, r.t, r.e);
     w->probs = new_tensor(DTYPE_F32, r.t, r.k);
     w->chosen = new_tensor(DTYPE_I32, r.t, r.k);
@@ -435,8 +453,6 @@ static void layer_tensors(struct layer_work *w, struct routing r, int64_t h, int
     w->d_row_prob = tensor_new(arena, DTYPE_F32, rows);
     w->d_probs = new_tensor(DTYPE_F32, r.t, r.k);
     w->d_logits = new_tensor(DTYPE_F32, r.t, r.e);
-    w->d_logits_bf16 = new_tensor(DTYPE_BF16, r.t, r.e);
-    w->d_x_f32 = new_tensor(DTYPE_F32, r.t, h);
     w->d_x = new_tensor(DTYPE_BF16, r.t, h);
     w->d_gate = new_tensor(DTYPE_F32, r.e, h);
     w->d_fc1 = tensor_new(arena, DTYPE_F32, r.e, 2 * f, h);
@@ -446,56 +462,137 @@ static void layer_tensors(struct layer_work *w, struct routing r, int64_t h, int
     op_fill_zero(stream, &w->d_fc2);
 }
 
-/* Median of single runs, each waited for: how peers/torch_moe_layer.py measures. Long batches run
- * slower on a card at its power limit. */
-static void report_layer(const char *name, const char *what, runner *run, struct layer_work *work,
-                         double flops)
+static void layer_init(struct layer_work *w, struct routing r, int64_t h, int64_t f)
+{
+    layer_tensors(w, r, h, f);
+    w->route = (struct router_topk){.rule = {.topk = (int)r.k, .scaling_factor = 1.0f},
+                                    .probs = &w->probs,
+                                    .indices = &w->chosen,
+                                    .logits = &w->logits};
+    w->forward = (struct experts_forward){.activation = ACTIVATION_SWIGLU,
+                                          .y = &w->rows,
+                                          .pre_activation = &w->pre_activation,
+                                          .x = &w->x,
+                                          .row_token = &w->row_token,
+                                          .token_rows = &w->row_of,
+                                          .offsets = &w->offsets,
+                                          .row_prob = &w->row_prob,
+                                          .fc1 = &w->fc1,
+                                          .fc2 = &w->fc2};
+}
+
+static double device_seconds(runner *run, struct layer_work *work)
+{
+    void *from = stream_mark(stream), *to;
+    double seconds;
+
+    run(work);
+    to = stream_mark(stream);
+    seconds = stream_mark_seconds(stream, from, to);
+    stream_mark_free(stream, from);
+    stream_mark_free(stream, to);
+    return seconds;
+}
+
+enum card_state { CARD_RESTED, CARD_LOADED };
+
+static void prepare_card(enum card_state state, runner *run, struct layer_work *work)
+{
+    const double start = seconds_now();
+
+    stream_wait(stream);
+    if (state == CARD_RESTED) {
+        const struct timespec pause = {.tv_sec = (time_t)layer_pause_seconds};
+
+        nanosleep(&pause, NULL);
+        seconds_of(run, work, LAYER_WARM_UPS);
+        return;
+    }
+    while (seconds_now() - start < layer_load_seconds) {
+        seconds_of(run, work, LAYER_WARM_UPS);
+    }
+}
+
+/* Median of single runs, each waited for: how peers/torch_moe_layer.py measures. A card at its
+ * power limit is slower than a rested one. */
+static double report_layer(const char *name, const char *what, enum card_state state, runner *run,
+                           struct layer_work *work, double flops)
 {
     double seconds[LAYER_REPEATS];
 
-    seconds_of(run, work, LAYER_WARM_UPS);
+    prepare_card(state, run, work);
     for (int i = 0; i < LAYER_REPEATS; i++) {
-        void *from = stream_mark(stream), *to;
-
-        run(work);
-        to = stream_mark(stream);
-        seconds[i] = stream_mark_seconds(stream, from, to);
-        stream_mark_free(stream, from);
-        stream_mark_free(stream, to);
+        seconds[i] = device_seconds(run, work);
     }
     qsort(seconds, LAYER_REPEATS, sizeof seconds[0], compare_doubles);
-    printf("%s %-*s %9.3f ms %7.1f TFLOP/s\n", name, 43 - (int)strlen(name), what,
-           seconds[LAYER_REPEATS / 2] * 1e3, flops / seconds[LAYER_REPEATS / 2] / 1e12);
+    printf("%s, %-*s %s %9.3f ms %7.1f TFLOP/s\n", name, 48 - (int)strlen(name), what,
+           state == CARD_RESTED ? "rested" : "loaded", seconds[LAYER_REPEATS / 2] * 1e3,
+           flops / seconds[LAYER_REPEATS / 2] / 1e12);
     fflush(stdout);
+    return seconds[LAYER_REPEATS / 2];
+}
+
+/* What forward leaves for backward, against the layer's input and the pre-activation alone. */
+static void report_layer_memory(const char *name, const struct layer_work *w)
+{
+    const struct tensor *const kept[] = {&w->x,         &w->pre_activation, &w->logits,
+                                         &w->probs,     &w->chosen,         &w->row_of,
+                                         &w->row_token, &w->row_prob,       &w->offsets};
+    const double least = (double)(tensor_size_bytes(&w->x) + tensor_size_bytes(&w->pre_activation));
+    double bytes = 0.0;
+
+    for (size_t i = 0; i < sizeof kept / sizeof kept[0]; i++) {
+        bytes += (double)tensor_size_bytes(kept[i]);
+    }
+    printf("%s, kept for backward: %.1f MB, %.2f times 2*T*H + 4*T*K*F\n", name, bytes / 1e6,
+           bytes / least);
+}
+
+static void report_layer_ops(struct layer_work *work)
+{
+    ops_profile_start(stream);
+    layer_run(work);
+    ops_profile_stop(stream);
+    ops_profile_print(stdout, &(struct op_roof){product_rate, copy_rate});
 }
 
 static void bench_layer(const char *name, struct routing r, int64_t h, int64_t f)
 {
     const double flops = 6.0 * (double)(r.t * r.k) * (double)h * (double)f;
-    struct layer_work work = {.router_in_f32 = true};
+    struct layer_work work = {.first_microbatch = true};
 
     if (!is_wanted(name)) {
         return;
     }
     begin();
-    layer_tensors(&work, r, h, f);
-    work.route = (struct router_topk){.rule = {.topk = (int)r.k, .scaling_factor = 1.0f},
-                                      .probs = &work.probs,
-                                      .indices = &work.chosen,
-                                      .logits = &work.logits};
-    work.forward = (struct experts_forward){.activation = ACTIVATION_SWIGLU,
-                                            .y = &work.rows,
-                                            .pre_activation = &work.pre_activation,
-                                            .x = &work.x,
-                                            .row_token = &work.row_token,
-                                            .offsets = &work.offsets,
-                                            .row_prob = &work.row_prob,
-                                            .fc1 = &work.fc1,
-                                            .fc2 = &work.fc2};
-    report_layer(name, "forward", layer_forward_run, &work, flops);
-    report_layer(name, "forward + backward", layer_run, &work, 3.0 * flops);
-    work.router_in_f32 = false;
-    report_layer(name, "the same, router in bf16", layer_run, &work, 3.0 * flops);
+    layer_init(&work, r, h, f);
+    report_layer_memory(name, &work);
+    report_layer(name, "forward", CARD_RESTED, layer_forward_run, &work, flops);
+    report_layer(name, "first microbatch", CARD_RESTED, layer_run, &work, 3.0 * flops);
+    report_layer(name, "first microbatch", CARD_LOADED, layer_run, &work, 3.0 * flops);
+    report_layer_ops(&work);
+    work.first_microbatch = false;
+    report_layer(name, "accumulating", CARD_RESTED, layer_run, &work, 3.0 * flops);
+}
+
+/* The busiest expert takes half of all rows. */
+static void bench_layer_skew(const char *name, struct routing r, int64_t h, int64_t f)
+{
+    const double flops = 18.0 * (double)(r.t * r.k) * (double)h * (double)f;
+    struct layer_work work = {.first_microbatch = true};
+    double seconds[2];
+
+    if (!is_wanted(name)) {
+        return;
+    }
+    for (int i = 0; i < 2; i++) {
+        begin();
+        r.skewed = i == 1;
+        layer_init(&work, r, h, f);
+        seconds[i] = report_layer(name, i == 0 ? "even" : "half of all rows to one expert",
+                                  CARD_RESTED, layer_run, &work, flops);
+    }
+    printf("%s: %+.1f %%\n", name, 100.0 * (seconds[1] / seconds[0] - 1.0));
 }
 
 /* ---- what memory bounds, T 16384, H 4096 ---- */
@@ -514,12 +611,17 @@ RUNNER(row_sum, row_sum)
 RUNNER(row_gather, row_gather)
 RUNNER(cross_entropy_forward, cross_entropy)
 RUNNER(cross_entropy_backward, cross_entropy_backward)
+RUNNER(embedding_forward, embedding)
+RUNNER(embedding_backward, embedding_backward)
 RUNNER(adam_step, adam_step)
 RUNNER(square_sum, square_sum)
 RUNNER(attention_forward, attention)
 RUNNER(attention_backward, attention_backward)
 RUNNER(permutation, permutation)
 RUNNER(router_topk_forward, router_topk)
+RUNNER(router_balance, router_balance)
+RUNNER(router_backward, router_backward)
+RUNNER(router_linear_backward, router_linear_backward)
 
 static int32_t spread_index(int64_t i, const int64_t *with)
 {
@@ -529,6 +631,7 @@ static int32_t spread_index(int64_t i, const int64_t *with)
 static void bench_norm(int64_t t, int64_t h)
 {
     const double bytes = 2.0 * (double)t * (double)h; /* of one bf16 tensor */
+    char name[64];
 
     begin();
     struct tensor x = normal_tensor(DTYPE_BF16, 1.0f, t, h),
@@ -538,7 +641,8 @@ static void bench_norm(int64_t t, int64_t h)
     struct tensor inv_std = tensor_new(arena, DTYPE_F32, t),
                   d_weight = tensor_new(arena, DTYPE_F32, h);
 
-    report("rmsnorm + residual forward", norm_forward_run,
+    snprintf(name, sizeof name, "rmsnorm + residual forward T%lld", (long long)t);
+    report(name, norm_forward_run,
            &(struct norm_forward){.y = &y,
                                   .inv_std = &inv_std,
                                   .sum = &sum,
@@ -547,7 +651,8 @@ static void bench_norm(int64_t t, int64_t h)
                                   .weight = &weight,
                                   .eps = 1e-5f},
            0.0, 4.0 * bytes);
-    report("rmsnorm + residual backward", norm_backward_run,
+    snprintf(name, sizeof name, "rmsnorm + residual backward T%lld", (long long)t);
+    report(name, norm_backward_run,
            &(struct norm_backward){.d_x = &y,
                                    .d_weight = &d_weight,
                                    .d_y = &r,
@@ -602,9 +707,31 @@ static void bench_rows(int64_t t, int64_t k, int64_t h)
 
     report("row gather", row_gather_run, &(struct row_gather){.y = &y, .x = &x, .index = &index},
            0.0, 2.0 * (double)k * bytes);
+    report("row gather, by tokens", row_gather_run,
+           &(struct row_gather){.y = &y, .x = &x, .index = &index, .token_rows = &row_of}, 0.0,
+           ((double)k + 1.0) * bytes);
     report("combine (row sum)", row_sum_run,
            &(struct row_sum){.y = &x, .rows = &y, .row_of = &row_of}, 0.0,
            ((double)k + 1.0) * bytes);
+}
+
+static void bench_embedding(int64_t t, int64_t v, int64_t h)
+{
+    const double bytes = 2.0 * (double)t * (double)h;
+
+    begin();
+    struct tensor weight = normal_tensor(DTYPE_BF16, 1.0f, v, h), y = new_tensor(DTYPE_BF16, t, h);
+    struct tensor d_y = normal_tensor(DTYPE_BF16, 1.0f, t, h),
+                  d_weight = new_tensor(DTYPE_F32, v, h);
+    struct tensor id = numbers(t, spread_index, &v);
+
+    op_fill_zero(stream, &d_weight);
+    report("embedding forward", embedding_forward_run,
+           &(struct embedding){.y = &y, .weight = &weight, .id = &id}, 0.0, 2.0 * bytes);
+    /* each id once: a row of d_y is read, one of f32 read and written */
+    report("embedding backward", embedding_backward_run,
+           &(struct embedding_backward){.d_weight = &d_weight, .d_y = &d_y, .id = &id}, 0.0,
+           5.0 * bytes);
 }
 
 static void bench_cross_entropy(int64_t t, int64_t v)
@@ -703,23 +830,36 @@ static void bench_attention(enum attention_case kind, int64_t s, int64_t b, int6
            2.5 * flops, 0.0);
 }
 
-static void bench_router(int64_t t, int64_t e, int64_t k)
+static void bench_router(int64_t t, int64_t e, int64_t k, int64_t h)
 {
+    const struct router_rule rule = {.topk = (int)k, .scaling_factor = 1.0f};
+    const double logits_bytes = 4.0 * (double)(t * e), x_bytes = 2.0 * (double)(t * h);
+
     begin();
     struct tensor logits = normal_tensor(DTYPE_F32, 1.0f, t, e),
                   probs = new_tensor(DTYPE_F32, t, k);
-    struct tensor indices = tensor_new(arena, DTYPE_I32, t, k),
-                  row_of = tensor_new(arena, DTYPE_I32, t, k);
+    struct tensor indices = tensor_new(arena, DTYPE_I32, t, k);
+    struct tensor row_of = tensor_new(arena, DTYPE_I32, t, k);
     struct tensor row_token = tensor_new(arena, DTYPE_I32, t * k);
-    struct tensor row_prob = tensor_new(arena, DTYPE_F32, t * k),
-                  offsets = tensor_new(arena, DTYPE_I32, e + 1);
+    struct tensor row_prob = tensor_new(arena, DTYPE_F32, t * k);
+    struct tensor offsets = tensor_new(arena, DTYPE_I32, e + 1);
+    struct tensor counts = new_tensor(DTYPE_F32, 1, e), score_sums = new_tensor(DTYPE_F32, 1, e);
+    struct tensor d_logits = new_tensor(DTYPE_F32, t, e), d_weight = new_tensor(DTYPE_F32, e, h);
+    struct tensor x = normal_tensor(DTYPE_BF16, 1.0f, t, h),
+                  d_x = normal_tensor(DTYPE_BF16, 1.0f, t, h);
+    struct tensor weight = normal_tensor(DTYPE_BF16, 0.02f, e, h);
 
+    if (is_wanted("router")) {
+        printf("router of T %lld, E %lld, K %lld, H %lld:\n", (long long)t, (long long)e,
+               (long long)k, (long long)h);
+    }
+    report("router logits", matmul_run,
+           &(struct matmul){.c = &logits, .a = &x, .b = &weight, .transpose_b = true}, 0.0,
+           x_bytes + logits_bytes);
     report("router top-k", router_topk_forward_run,
-           &(struct router_topk){.rule = {.topk = (int)k, .scaling_factor = 1.0f},
-                                 .probs = &probs,
-                                 .indices = &indices,
-                                 .logits = &logits},
-           0.0, 4.0 * (double)(t * e));
+           &(struct router_topk){
+               .rule = rule, .probs = &probs, .indices = &indices, .logits = &logits},
+           0.0, logits_bytes);
     report("router permutation", permutation_run,
            &(struct permutation){.row_of = &row_of,
                                  .row_token = &row_token,
@@ -728,6 +868,28 @@ static void bench_router(int64_t t, int64_t e, int64_t k)
                                  .indices = &indices,
                                  .probs = &probs},
            0.0, 20.0 * (double)(t * k));
+    report(
+        "router balance", router_balance_run,
+        &(struct router_balance){
+            .counts = &counts, .score_sums = &score_sums, .logits = &logits, .indices = &indices},
+        0.0, logits_bytes);
+    report("router backward, with a balancing loss", router_backward_run,
+           &(struct router_backward){.rule = rule,
+                                     .d_logits = &d_logits,
+                                     .logits = &logits,
+                                     .d_probs = &probs,
+                                     .indices = &indices,
+                                     .balance = {{&counts, 0.01f}},
+                                     .num_balance_terms = 1},
+           0.0, 2.0 * logits_bytes);
+    report("router backward of the linear layer", router_linear_backward_run,
+           &(struct router_linear_backward){.d_x = &d_x,
+                                            .d_weight = &d_weight,
+                                            .d_logits = &d_logits,
+                                            .x = &x,
+                                            .weight = &weight,
+                                            .overwrite_grads = true},
+           0.0, 3.0 * x_bytes + logits_bytes);
 }
 
 int main(int argc, char **argv)
@@ -750,13 +912,19 @@ int main(int argc, char **argv)
     bench_layer("layer Mixtral T4096", (struct routing){4096, 8, 2, false}, 4096, 14336);
     bench_layer("layer Mixtral T16384", (struct routing){16384, 8, 2, false}, 4096, 14336);
     bench_layer("layer Qwen3-30B T32768", (struct routing){32768, 128, 8, false}, 2048, 768);
+    bench_layer_skew("layer skew, Mixtral T4096", (struct routing){4096, 8, 2, false}, 4096, 14336);
+    bench_linears(4096);
+    bench_linears(16384);
+    bench_norm(4096, 4096);
     bench_norm(16384, 4096);
     bench_rope(16384, 32, 8, 128);
     bench_swiglu(16384, 14336);
     bench_rows(16384, 2, 4096);
+    bench_embedding(16384, 32000, 4096);
     bench_cross_entropy(8192, 32768);
     bench_optimizer((int64_t)256 << 20);
-    bench_router(32768, 128, 8);
+    bench_router(16384, 8, 2, 4096);
+    bench_router(32768, 128, 8, 2048);
     bench_attention(ATTENTION_PLAIN, 4096, 1, 32, 8, 128);
     bench_attention(ATTENTION_PLAIN, 4096, 4, 32, 8, 128);
     bench_attention(ATTENTION_DOCUMENTS, 4096, 1, 32, 8, 128);

@@ -331,20 +331,18 @@ static void bench_router(void)
            &(struct router_topk){
                .rule = rule, .probs = &probs, .indices = &indices, .logits = &logits},
            L, 0.0, mb);
-    report("router top-k backward", call_router_topk_backward,
-           &(struct router_topk_backward){.rule = rule,
-                                          .d_logits = &d_logits,
-                                          .d_probs = &probs,
-                                          .logits = &logits,
-                                          .indices = &indices},
-           L, 0.0, 2.0 * mb);
     report("router balance", call_router_balance,
            &(struct router_balance){
                .counts = &counts, .score_sums = &sums, .logits = &logits, .indices = &indices},
            L, 0.0, mb);
-    report("router balance backward", call_router_balance_backward,
-           &(struct router_balance_backward){
-               .d_logits = &d_logits, .logits = &logits, .counts = &counts, .scale = 0.01f},
+    report("router backward, with a balancing loss", call_router_backward,
+           &(struct router_backward){.rule = rule,
+                                     .d_logits = &d_logits,
+                                     .logits = &logits,
+                                     .d_probs = &probs,
+                                     .indices = &indices,
+                                     .balance = {{&counts, 0.01f}},
+                                     .num_balance_terms = 1},
            L, 0.0, 2.0 * mb);
     report("permutation", call_permutation,
            &(struct permutation){.row_of = &row_of,

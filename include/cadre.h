@@ -27,7 +27,7 @@ const char *cadre_error_text(void);
 /* `cadre pretrain` with the flags argv[1] .. argv[argc - 1]; argv[0] is not looked at. */
 int cadre_pretrain(int argc, char **argv);
 
-/* A model in memory, in fp32. */
+/* A model in memory, in fp32: on the GPU where there is one. */
 struct cadre_model;
 
 /* directory: a cadre checkpoint, or a Hugging Face Mixtral model. max_positions: the longest

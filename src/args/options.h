@@ -128,6 +128,8 @@ struct options {
     int64_t log_interval;
     bool log_throughput, log_params_norm, log_num_zeros_in_grad;
     bool profile;
+    char *cuda_graph_impl; /* none, full_iteration; refused: local, transformer_engine */
+    int64_t cuda_graph_warmup_steps;
     int64_t profile_step_start, profile_step_end;
     int64_t timing_log_level;
     char *timing_log_option; /* max, minmax, all */

@@ -129,6 +129,7 @@ static const char fp32_states[] = "gradients, master weights and moments are kep
 static const char no_stragglers[] = "there is no straggler detector";
 static const char no_rerun[] = "there is no automatic re-run of suspicious iterations";
 static const char no_flex[] = "dispatchers are allgather, alltoall and alltoall_seq";
+static const char one_graph[] = "use --cuda-graph-impl full_iteration";
 static const char no_profiler[] = "run it under perf or nsys; --timing-log-level 2 has the timers";
 static const char no_wandb[] = "use --tensorboard-dir; wandb can sync from it";
 static const char no_fsdp[] = "use --use-distributed-optimizer";
@@ -373,6 +374,15 @@ static const struct option_row rows[] = {
                "on the CPU every operation is complete when the next begins"),
     REFUSED_INT("--check-weight-hash-across-dp-replicas-interval", NULL,
                 "compare the replicas' weights", "compare `cadre inspect --hash` of checkpoints"),
+    CHOICE("--cuda-graph-impl", cuda_graph_impl, "none",
+           "none full_iteration local transformer_engine",
+           "full_iteration: forward and backward of a step are one launch of a CUDA graph"),
+    INT("--cuda-graph-warmup-steps", cuda_graph_warmup_steps, "3", 1, MAX,
+        "steps of a run before the graph is captured"),
+    REFUSED("--enable-cuda-graph", "a CUDA graph a layer", one_graph),
+    REFUSED("--external-cuda-graph", "a CUDA graph a layer", one_graph),
+    REFUSED_STRINGS("--cuda-graph-scope", NULL, "parts of a layer in CUDA graphs", one_graph),
+    REFUSED_STRINGS("--cuda-graph-modules", NULL, "parts of a layer in CUDA graphs", one_graph),
     SWITCH("--profile", profile,
            "time the ops of some steps on rank 0's device; a table, a Chrome trace, NVTX ranges"),
     INT("--profile-step-start", profile_step_start, "10", 0, INT32_MAX,

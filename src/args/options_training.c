@@ -418,9 +418,72 @@ static int validate_profile(const struct options *o)
     return 0;
 }
 
+/* A graph is replayed without the host: between its launch and its end nothing can communicate. */
+static int check_graph_mapping(const struct options *o)
+{
+    const struct {
+        const char *flag;
+        int64_t size;
+    } sizes[] = {
+        {"--tensor-model-parallel-size", o->tensor_model_parallel_size},
+        {"--pipeline-model-parallel-size", o->pipeline_model_parallel_size},
+        {"--context-parallel-size", o->context_parallel_size},
+        {"--expert-model-parallel-size", o->expert_model_parallel_size},
+        {"--expert-tensor-parallel-size", o->expert_tensor_parallel_size},
+    };
+
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        if (sizes[i].size > 1) {
+            return error_set("--cuda-graph-impl full_iteration: forward and backward must not "
+                             "communicate: %s %lld; legal: 1",
+                             sizes[i].flag, (long long)sizes[i].size);
+        }
+    }
+    if (o->data_parallel_size > 1 && (o->overlap_grad_reduce || o->overlap_param_gather)) {
+        return error_set("--cuda-graph-impl full_iteration: forward and backward must not "
+                         "communicate; leave out %s",
+                         o->overlap_grad_reduce ? "--overlap-grad-reduce"
+                                                : "--overlap-param-gather");
+    }
+    if (o->data_parallel_size > 1 && options_balances_by(o, "global_aux_loss")) {
+        return error_set("--cuda-graph-impl full_iteration: forward and backward must not "
+                         "communicate: --moe-router-load-balancing-type global_aux_loss counts "
+                         "the tokens of all %lld data-parallel ranks; legal: aux_loss, "
+                         "seq_aux_loss, sinkhorn, none",
+                         (long long)o->data_parallel_size);
+    }
+    return 0;
+}
+
+static int validate_cuda_graph(const struct options *o)
+{
+    const bool wanted = strcmp(o->cuda_graph_impl, "none") != 0;
+
+    options_warn_unless(o, "--cuda-graph-warmup-steps", wanted, "--cuda-graph-impl full_iteration");
+    if (!wanted) {
+        return 0;
+    }
+    if (strcmp(o->cuda_graph_impl, "full_iteration") != 0) {
+        return error_set("--cuda-graph-impl %s: graphs of parts of a model are not supported; "
+                         "legal: none, full_iteration",
+                         o->cuda_graph_impl);
+    }
+    if (strcmp(o->device, "cpu") == 0) {
+        return error_set("--cuda-graph-impl full_iteration: there are no graphs on the CPU, found "
+                         "--device cpu; legal: cuda, auto");
+    }
+    if (o->timing_log_level > 1) {
+        return error_set("--cuda-graph-impl full_iteration runs all passes as one: "
+                         "--timing-log-level %lld cannot time each; legal: 0, 1",
+                         (long long)o->timing_log_level);
+    }
+    return check_graph_mapping(o);
+}
+
 int options_validate_training(struct options *o)
 {
     TRY(validate_profile(o));
+    TRY(validate_cuda_graph(o));
     TRY(validate_batch(o));
     TRY(validate_optimizer(o));
     TRY(validate_recompute(o));

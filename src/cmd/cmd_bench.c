@@ -1,5 +1,5 @@
-/* `cadre bench gemm|moe-layer|train-step [flags of pretrain]`: achieved GFLOP/s, and the share of
- * the roof, which is measured in the same run, before and after. */
+/* `cadre bench gemm|moe-layer|train-step [flags of pretrain]`: achieved rates, and the share of the
+ * roofs, which are measured in the same run. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +15,6 @@
 #include "optim/grad_norm.h"
 #include "train/model_setup.h"
 #include "train/trainer.h"
-
-enum { STEP_WARMUPS = 1, STEP_REPEATS = 5 };
 
 /* The model that the flags change: 8 layers of 8 experts, a peer of shared peers/torch_cpu_step.py.
  */
@@ -87,10 +85,56 @@ static int parse_flags(struct options *options, int argc, char **argv)
     return options_validate(options, 1);
 }
 
-static void print_rate(const char *what, double seconds, double gflops, double roof)
+/* "281.2 TFLOP/s", or in units of 10^9 where it is little. */
+static void print_scaled(double rate, const char *unit)
 {
-    printf("%-44s %10.2f ms %9.1f GFLOP/s  %5.1f %% of the roof\n", what, seconds * 1e3, gflops,
-           100.0 * gflops / roof);
+    printf("  %8.2f %c%s/s", rate >= 1e12 ? rate / 1e12 : rate / 1e9, rate >= 1e12 ? 'T' : 'G',
+           unit);
+}
+
+static void print_rate(const char *what, double seconds, const struct op_cost *cost,
+                       const struct op_roof *roof)
+{
+    printf("%-52s %10.3f ms", what, seconds * 1e3);
+    print_scaled(cost->flops / seconds, "FLOP");
+    if (cost->bytes > 0.0) {
+        print_scaled(cost->bytes / seconds, "B");
+    }
+    printf("  %5.1f %% of the roof\n", 100.0 * op_cost_seconds(cost, roof) / seconds);
+}
+
+/* A line for the burst, and one for work that goes on where that was measured. */
+static void print_rates(const char *what, const struct bench_seconds *seconds,
+                        const struct op_cost *cost, const struct bench_roof *roof)
+{
+    char name[96];
+
+    if (seconds->sustained <= 0.0) {
+        print_rate(what, seconds->burst, cost, &roof->burst);
+        return;
+    }
+    snprintf(name, sizeof name, "%s, burst", what);
+    print_rate(name, seconds->burst, cost, &roof->burst);
+    snprintf(name, sizeof name, "%s, sustained", what);
+    print_rate(name, seconds->sustained, cost, &roof->sustained);
+}
+
+static void print_roof(const struct stream *stream, enum dtype dtype, const struct bench_roof *roof)
+{
+    const struct op_roof *const roofs[] = {&roof->burst, &roof->sustained};
+    const int num_roofs = stream->device->kind == DEVICE_CUDA ? 2 : 1;
+
+    for (int i = 0; i < num_roofs; i++) {
+        printf("roof%s: a %s product of %lld^3",
+               num_roofs == 1 ? ""
+               : i == 0       ? ", burst"
+                              : ", sustained",
+               dtype_name(dtype), (long long)bench_roof_size(stream->device));
+        print_scaled(roofs[i]->flops_per_second, "FLOP");
+        printf(", a copy");
+        print_scaled(roofs[i]->bytes_per_second, "B");
+        printf("\n");
+    }
 }
 
 struct bench_device {
@@ -116,16 +160,18 @@ static int bench_gemm(const struct options *options)
     stream = stream_create(on.device, on.ops);
     for (int d = 0; d < 2; d++) {
         const enum dtype dtype = d == 0 ? DTYPE_F32 : DTYPE_BF16;
-        const double roof = bench_roof_gflops(stream, dtype);
+        const struct bench_roof roof = bench_roof(stream, dtype);
 
+        print_roof(stream, dtype, &roof);
         for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
             const int64_t *s = shapes[i];
-            const double rate = bench_matmul_gflops(stream, dtype, s[0], s[1], s[2]);
+            const struct bench_seconds seconds = bench_matmul(stream, dtype, s[0], s[1], s[2]);
+            const struct op_cost cost = {.flops = 2.0 * (double)(s[0] * s[1] * s[2])};
             char name[64];
 
             snprintf(name, sizeof name, "gemm %s %lldx%lldx%lld", dtype_name(dtype),
                      (long long)s[0], (long long)s[1], (long long)s[2]);
-            print_rate(name, 2.0 * (double)(s[0] * s[1] * s[2]) / rate / 1e9, rate, roof);
+            print_rates(name, &seconds, &cost, &roof);
         }
     }
     stream_destroy(stream);
@@ -135,6 +181,7 @@ static int bench_gemm(const struct options *options)
 /* A trainer with a random microbatch on the device. */
 struct bench_step {
     struct trainer trainer;
+    void *graph; /* of forward and backward; NULL: they run op by op */
     struct arena *arena;
     struct moe_layer *moe;
     struct tensor x, y, d_x, d_y;
@@ -176,69 +223,137 @@ static void fill_batch(struct trainer *trainer)
     free(weight);
 }
 
-static void forward_backward(struct trainer *trainer)
+static void issue_passes(struct trainer *trainer)
 {
-    const struct pass pass = trainer_pass(trainer, &trainer->microbatches[0], 0, true, 1.0f);
+    struct pass pass = trainer_pass(trainer, &trainer->microbatches[0], 0, true, 1.0f);
+    const struct tensor loss = tensor_view(&trainer->losses, tensor_num_elements(&trainer->losses));
+    struct tensor first = tensor_rows(&loss, 0, trainer->losses.dim[1]);
     struct stage_saved *saved = &trainer->slots[0].stage_saved;
 
-    transformer_stage_forward(&trainer->chunks[0], &pass, NULL, NULL, &trainer->loss, saved);
+    pass.overwrite_grads = true;
+    transformer_stage_forward(&trainer->chunks[0], &pass, NULL, NULL, &first, saved);
     transformer_stage_backward(&trainer->chunks[0], &pass, NULL, NULL, saved);
+}
+
+static void forward_backward(struct bench_step *bench)
+{
+    if (bench->graph != NULL) {
+        stream_graph_launch(bench->trainer.stream, bench->graph);
+    } else {
+        issue_passes(&bench->trainer);
+    }
 }
 
 static void run_forward_backward(void *context)
 {
-    struct trainer *trainer = &((struct bench_step *)context)->trainer;
+    struct bench_step *bench = context;
 
-    forward_backward(trainer);
-    stream_wait(trainer->stream);
+    forward_backward(bench);
+    stream_wait(bench->trainer.stream);
 }
 
 static void run_step(void *context)
 {
-    struct trainer *trainer = &((struct bench_step *)context)->trainer;
+    struct bench_step *bench = context;
+    struct trainer *trainer = &bench->trainer;
     const struct optimizer_rates rates = trainer_rates(trainer);
 
-    op_fill_zero(trainer->stream, &trainer->params.grads);
-    forward_backward(trainer);
+    param_list_clear_grads(&trainer->params, trainer->stream);
+    forward_backward(bench);
     grad_norm_clip_scale(&trainer->optimizer, &trainer->groups, trainer->stream, trainer->scratch,
                          1.0f, &trainer->grad_norm, &trainer->grad_scale);
     optimizer_step(&trainer->optimizer, trainer->stream, &rates, &trainer->grad_scale);
     stream_wait(trainer->stream);
 }
 
+static void capture_passes(struct bench_step *bench)
+{
+    stream_capture_begin(bench->trainer.stream);
+    issue_passes(&bench->trainer);
+    bench->graph = stream_capture_end(bench->trainer.stream);
+}
+
+struct step_seconds {
+    struct bench_seconds whole, passes;
+};
+
+static struct step_seconds time_step(struct bench_step *bench)
+{
+    struct stream *stream = bench->trainer.stream;
+
+    return (struct step_seconds){.whole = bench_median(stream, run_step, bench),
+                                 .passes = bench_median(stream, run_forward_backward, bench)};
+}
+
+static void print_step(const struct step_seconds *seconds, const char *how,
+                       const struct op_cost *cost, const struct bench_roof *roof)
+{
+    char name[64];
+
+    snprintf(name, sizeof name, "step (forward, backward, clip, Adam)%s", how);
+    print_rates(name, &seconds->whole, cost, roof);
+    snprintf(name, sizeof name, "forward, backward%s", how);
+    print_rates(name, &seconds->passes, cost, roof);
+}
+
+/* Each op of the work; on a CPU where --profile asks for it. */
+static void profile_ops(struct bench_step *bench, void (*work)(void *context),
+                        const struct bench_roof *roof)
+{
+    struct trainer *trainer = &bench->trainer;
+    const bool on_gpu = trainer->stream->device->kind == DEVICE_CUDA;
+
+    if (!on_gpu && !trainer->options->profile) {
+        return;
+    }
+    ops_profile_start(trainer->stream);
+    work(bench);
+    ops_profile_stop(trainer->stream);
+    ops_profile_print(stdout, on_gpu ? &roof->sustained : &roof->burst);
+}
+
+static void time_captured(struct bench_step *bench, const struct op_cost *cost,
+                          const struct bench_roof *roof)
+{
+    struct stream *stream = bench->trainer.stream;
+    struct step_seconds seconds;
+
+    if (!device_can_capture(stream->device)) {
+        return;
+    }
+    capture_passes(bench);
+    seconds = time_step(bench);
+    print_step(&seconds, ", graph", cost, roof);
+    stream_graph_free(stream, bench->graph);
+    bench->graph = NULL;
+}
+
 static int bench_train_step(const struct options *options)
 {
     struct bench_device on;
-    struct bench_step bench;
+    struct bench_step bench = {0};
+    struct trainer *trainer = &bench.trainer;
+    struct step_seconds seconds;
     struct flops_sizes sizes;
-    double before, after, seconds, half, flops;
+    struct bench_roof roof;
+    struct op_cost cost;
 
     TRY(open_device(&on, options));
-    TRY(trainer_create(&bench.trainer, options, options->vocab_size, on.device, on.ops,
+    TRY(trainer_create(trainer, options, options->vocab_size, on.device, on.ops,
                        &(struct trainer_memory){0}));
-    fill_batch(&bench.trainer);
-    before = bench_roof_gflops(bench.trainer.stream, bench.trainer.config.dtype);
-    seconds = bench_median_seconds(run_step, &bench, STEP_WARMUPS, STEP_REPEATS);
-    half = bench_median_seconds(run_forward_backward, &bench, STEP_WARMUPS, STEP_REPEATS);
-    after = bench_roof_gflops(bench.trainer.stream, bench.trainer.config.dtype);
-    sizes = flops_sizes_from_config(&bench.trainer.config, options->micro_batch_size);
-    flops = flops_per_step_head(&sizes);
-    printf(
-        "roof: gemm %s %lld^3 %.1f GFLOP/s before, %.1f after; FLOPs of a step (causal attention "
-        "counted half): %.1f GFLOP\n",
-        dtype_name(bench.trainer.config.dtype), (long long)bench_roof_size(on.device), before,
-        after, flops / 1e9);
-    print_rate("train-step (forward, backward, clip, Adam)", seconds, flops / seconds / 1e9,
-               fmax(before, after));
-    print_rate("forward, backward", half, flops / half / 1e9, fmax(before, after));
-    if (options->profile) {
-        ops_profile_start(bench.trainer.stream);
-        run_step(&bench);
-        ops_profile_stop(bench.trainer.stream);
-        ops_profile_print(stdout);
-    }
-    printf("%.0f tokens/s\n", (double)(options->micro_batch_size * options->seq_length) / seconds);
-    trainer_destroy(&bench.trainer);
+    fill_batch(trainer);
+    roof = bench_roof(trainer->stream, trainer->config.dtype);
+    print_roof(trainer->stream, trainer->config.dtype, &roof);
+    sizes = flops_sizes_from_config(&trainer->config, options->micro_batch_size);
+    cost = (struct op_cost){.flops = flops_per_step_head(&sizes)};
+    seconds = time_step(&bench);
+    printf("FLOPs of a step (causal attention counted half): %.1f GFLOP\n", cost.flops / 1e9);
+    print_step(&seconds, "", &cost, &roof);
+    time_captured(&bench, &cost, &roof);
+    profile_ops(&bench, run_step, &roof);
+    printf("%.0f tokens/s\n",
+           (double)(options->micro_batch_size * options->seq_length) / seconds.whole.burst);
+    trainer_destroy(trainer);
     return 0;
 }
 
@@ -278,7 +393,9 @@ static int time_moe_layer(struct bench_step *bench, const struct options *option
     const double flops = 6.0 * halves * (double)(num_tokens * config->router_rule.topk) *
                          (double)(config->hidden_size * config->moe_ffn_hidden_size);
     struct tensor *const tensors[] = {&bench->x, &bench->y, &bench->d_x, &bench->d_y};
-    double roof, seconds;
+    const struct op_cost cost = {.flops = flops};
+    struct bench_roof roof;
+    struct bench_seconds seconds;
 
     TRY(find_moe_layer(bench));
     bench->arena = arena_create("bench", &trainer->stream->device->memory);
@@ -286,9 +403,11 @@ static int time_moe_layer(struct bench_step *bench, const struct options *option
         *tensors[i] = tensor_new(bench->arena, config->dtype, num_tokens, config->hidden_size);
         bench_fill_normal(trainer->stream, tensors[i], "bench activations");
     }
-    roof = bench_roof_gflops(trainer->stream, config->dtype);
-    seconds = bench_median_seconds(run_moe_layer, bench, STEP_WARMUPS, STEP_REPEATS);
-    print_rate("moe-layer (forward, backward)", seconds, flops / seconds / 1e9, roof);
+    roof = bench_roof(trainer->stream, config->dtype);
+    print_roof(trainer->stream, config->dtype, &roof);
+    seconds = bench_median(trainer->stream, run_moe_layer, bench);
+    print_rates("moe-layer (forward, backward)", &seconds, &cost, &roof);
+    profile_ops(bench, run_moe_layer, &roof);
     arena_destroy(bench->arena);
     return 0;
 }
@@ -296,7 +415,7 @@ static int time_moe_layer(struct bench_step *bench, const struct options *option
 static int bench_moe_layer(const struct options *options)
 {
     struct bench_device on;
-    struct bench_step bench;
+    struct bench_step bench = {0};
     int result;
 
     TRY(open_device(&on, options));
@@ -336,10 +455,12 @@ int cmd_bench(int argc, char **argv)
 
     if (argc < 2 || strcmp(argv[1], "--help") == 0) {
         puts("usage: cadre bench gemm|moe-layer|train-step [flags of pretrain]\n\n"
-             "Prints the achieved rate and its share of the 2048^3 matrix product of the same "
-             "type,\n"
-             "measured in the same run. Default model: 8 layers, H 512, F 1024, 8 experts top-2,\n"
-             "8 heads, S 512, micro-batch 4, vocabulary 8192, fp32 (--bf16 for bf16).");
+             "Prints times, rates, and their share of the roofs, which are measured in the same\n"
+             "run: a matrix product of the same type (2048^3 on a CPU, 8192^3 on a GPU), and a\n"
+             "copy. On a GPU after a rest (burst) and after seconds of work (sustained), each op,\n"
+             "and a step as a CUDA graph; on a CPU the ops with --profile. Default model: 8\n"
+             "layers, H 512, F 1024, 8 experts top-2, 8 heads, S 512, micro-batch 4, vocabulary\n"
+             "8192, fp32 (--bf16 for bf16).");
         return argc < 2 ? error_set("cadre bench needs the name of a benchmark") : 0;
     }
     TRY(options_init(&options));

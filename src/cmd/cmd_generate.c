@@ -12,7 +12,7 @@
 #include "ops/ops.h"
 
 struct generate_options {
-    char *load, *prompt, *dtype, *tokenizer_type, *tokenizer_model;
+    char *load, *prompt, *dtype, *device, *tokenizer_type, *tokenizer_model;
     int64_t num_tokens, top_k, seed, num_threads;
     double temperature, top_p;
 };
@@ -34,6 +34,8 @@ static const struct option_row rows[] = {
                    "the same seed draws the same text"),
     OPTION_ONE_OF(struct generate_options, "--dtype", dtype, "fp32", "fp32 bf16", "generate",
                   "what the model computes in"),
+    OPTION_ONE_OF(struct generate_options, "--device", device, "auto", "cpu cuda auto", "generate",
+                  "where to compute"),
     OPTION_TEXT(struct generate_options, "--tokenizer-type", tokenizer_type, NULL, "generate",
                 "default: the checkpoint's"),
     OPTION_TEXT(struct generate_options, "--tokenizer-model", tokenizer_model, NULL, "generate",
@@ -192,10 +194,14 @@ static int encode_prompt(struct generation *g)
 static int run_model(struct generation *g)
 {
     struct loaded_model *model = g->model;
-    const int64_t num_positions = (int64_t)strlen(g->options->prompt) + 2 + g->options->num_tokens;
-    const enum dtype dtype = strcmp(g->options->dtype, "bf16") == 0 ? DTYPE_BF16 : DTYPE_F32;
+    const struct generate_options *options = g->options;
+    struct loaded_model_request request = {
+        .directory = options->load,
+        .num_positions = (int64_t)strlen(options->prompt) + 2 + options->num_tokens,
+        .dtype = strcmp(options->dtype, "bf16") == 0 ? DTYPE_BF16 : DTYPE_F32};
 
-    TRY(loaded_model_open(model, g->options->load, num_positions, dtype));
+    TRY(loaded_model_choose_device(&request, options->device));
+    TRY(loaded_model_open(model, &request));
     TRY(open_tokenizer(g, &model->options));
     TRY(encode_prompt(g));
     create_caches(g);

@@ -12,7 +12,7 @@
 #include "ops/ops.h"
 
 struct logits_options {
-    char *load, *tokens, *out, *dtype;
+    char *load, *tokens, *out, *dtype, *device;
     int64_t num_threads;
 };
 
@@ -25,6 +25,8 @@ static const struct option_row rows[] = {
                 "safetensors file to write `logits`, F32 [B,S,V], to"),
     OPTION_ONE_OF(struct logits_options, "--dtype", dtype, "fp32", "fp32 bf16", "logits",
                   "what the model computes in"),
+    OPTION_ONE_OF(struct logits_options, "--device", device, "auto", "cpu cuda auto", "logits",
+                  "where to compute"),
     OPTION_INTEGER(struct logits_options, "--num-threads", num_threads, "0", 0, 4096, "logits",
                    "CPU threads; 0: all cores"),
 };
@@ -86,10 +88,15 @@ static int write_logits(struct loaded_model *model, const struct token_table *to
 
 static int run_model(const struct logits_options *options, const struct token_table *tokens)
 {
-    const enum dtype dtype = strcmp(options->dtype, "bf16") == 0 ? DTYPE_BF16 : DTYPE_F32;
+    struct loaded_model_request request = {
+        .directory = options->load,
+        .num_positions = tokens->seq_length,
+        .dtype = strcmp(options->dtype, "bf16") == 0 ? DTYPE_BF16 : DTYPE_F32};
     struct loaded_model model;
-    int result = loaded_model_open(&model, options->load, tokens->seq_length, dtype);
+    int result;
 
+    TRY(loaded_model_choose_device(&request, options->device));
+    result = loaded_model_open(&model, &request);
     if (result == 0) {
         result = write_logits(&model, tokens, options->out);
     }

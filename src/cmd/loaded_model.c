@@ -8,6 +8,7 @@
 #include "ckpt/hf_mixtral.h"
 #include "ckpt/manifest.h"
 #include "cmd/hf_options.h"
+#include "device/device_select.h"
 #include "ops/ops.h"
 #include "train/model_setup.h"
 #include "train/train_checkpoint.h"
@@ -15,9 +16,11 @@
 enum { CHUNK_TOKENS_MAX = 8192 }; /* of one pass: bounds the memory of the activations */
 
 /* The memory of a model whose options and vocabulary are known. */
-static int build(struct loaded_model *model, int64_t vocab_size, int64_t num_positions,
-                 enum dtype dtype)
+static int build(struct loaded_model *model, int64_t vocab_size,
+                 const struct loaded_model_request *request)
 {
+    const struct memory_source *memory = &request->device->memory;
+    const int64_t num_positions = request->num_positions;
     struct stage_place place;
 
     TRY(options_validate_model(&model->options));
@@ -26,21 +29,21 @@ static int build(struct loaded_model *model, int64_t vocab_size, int64_t num_pos
     if (model->config.position == POSITION_LEARNED && num_positions > model->config.max_positions) {
         model->config.seq_length = model->config.max_positions;
     }
-    model->config.dtype = dtype;
+    model->config.dtype = request->dtype;
     groups_create_self(&model->groups);
-    model->stream = stream_create(device_cpu(), ops_cpu());
-    model->run = arena_create("run", &device_cpu()->memory);
-    model->saved = arena_create("microbatch", &device_cpu()->memory);
-    model->scratch = arena_create("call", &device_cpu()->memory);
+    model->stream = stream_create(request->device, request->ops);
+    model->run = arena_create("run", memory);
+    model->saved = arena_create("microbatch", memory);
+    model->scratch = arena_create("call", memory);
     param_list_init(&model->params);
     place = stage_place_whole(&model->config);
     transformer_stage_init(&model->stage, &model->params, &model->groups, &model->config, &place);
-    param_list_allocate(&model->params, model->run, model->stream, dtype, false);
+    param_list_allocate(&model->params, model->run, model->stream, request->dtype, false);
     transformer_stage_allocate(&model->stage, model->stream, model->run);
     return 0;
 }
 
-static int load_checkpoint(struct loaded_model *model, int64_t num_positions, enum dtype dtype)
+static int load_checkpoint(struct loaded_model *model, const struct loaded_model_request *request)
 {
     struct checkpoint *checkpoint = checkpoint_open(model->path, NULL);
     const json_t *state;
@@ -52,8 +55,7 @@ static int load_checkpoint(struct loaded_model *model, int64_t num_positions, en
     state = checkpoint_state(checkpoint);
     result = options_apply_json(&model->options, json_object_get(state, "args"));
     if (result == 0) {
-        result = build(model, json_integer_value(json_object_get(state, "vocab_size")),
-                       num_positions, dtype);
+        result = build(model, json_integer_value(json_object_get(state, "vocab_size")), request);
     }
     if (result == 0) {
         result = train_checkpoint_read_model(&model->stage, model->stream, checkpoint);
@@ -92,7 +94,7 @@ static int import_options(struct loaded_model *model, const struct hf_mixtral_co
 }
 
 static int load_hf_files(struct loaded_model *model, struct hf_source *source,
-                         int64_t num_positions, enum dtype dtype)
+                         const struct loaded_model_request *request)
 {
     const struct hf_mixtral_config *config = hf_mixtral_config(source->files);
     struct hf_mixtral_inventory inventory;
@@ -108,14 +110,14 @@ static int load_hf_files(struct loaded_model *model, struct hf_source *source,
     TRY(import_options(model, config));
     TRY(option_table_set(&options_table, "--make-vocab-size-divisible-by", "1", ORIGIN_CHECKPOINT,
                          &model->options, model->options.origins));
-    TRY(build(model, config->vocab_size, num_positions, dtype));
+    TRY(build(model, config->vocab_size, request));
     source->tensors =
         hf_mixtral_tensors(config, model->config.padded_vocab_size, &source->num_tensors);
     return param_list_read(&model->params, model->stream,
                            &(struct param_reader){.read = read_hf_param, .context = source});
 }
 
-static int load_hf(struct loaded_model *model, int64_t num_positions, enum dtype dtype)
+static int load_hf(struct loaded_model *model, const struct loaded_model_request *request)
 {
     struct hf_source source = {.files = hf_mixtral_open(model->path)};
     int result;
@@ -123,26 +125,33 @@ static int load_hf(struct loaded_model *model, int64_t num_positions, enum dtype
     if (source.files == NULL) {
         return -1;
     }
-    result = load_hf_files(model, &source, num_positions, dtype);
+    result = load_hf_files(model, &source, request);
     free(source.tensors);
     hf_mixtral_close(source.files);
     return result;
 }
 
-int loaded_model_open(struct loaded_model *model, const char *directory, int64_t num_positions,
-                      enum dtype dtype)
+int loaded_model_choose_device(struct loaded_model_request *request, const char *name)
+{
+    request->device = device_select(name, 0);
+    request->ops = request->device != NULL ? ops_for(request->device) : NULL;
+    return request->ops != NULL ? 0 : -1;
+}
+
+int loaded_model_open(struct loaded_model *model, const struct loaded_model_request *request)
 {
     memset(model, 0, sizeof *model);
     TRY(options_init(&model->options));
-    if (hf_weights_are_at(directory)) {
-        TRY(path_format(model->path, "%s", directory));
-        return load_hf(model, num_positions, dtype);
+    if (hf_weights_are_at(request->directory)) {
+        TRY(path_format(model->path, "%s", request->directory));
+        return load_hf(model, request);
     }
-    switch (checkpoint_find(directory, -1, model->path)) {
+    switch (checkpoint_find(request->directory, -1, model->path)) {
     case CHECKPOINT_FOUND:
-        return load_checkpoint(model, num_positions, dtype);
+        return load_checkpoint(model, request);
     case CHECKPOINT_NONE:
-        return error_set("%s holds neither a cadre checkpoint nor a Hugging Face model", directory);
+        return error_set("%s holds neither a cadre checkpoint nor a Hugging Face model",
+                         request->directory);
     default:
         return -1;
     }
@@ -229,7 +238,6 @@ static void run_chunk(struct loaded_model *model, const int64_t *tokens, int64_t
     transformer_stage_logits(&model->stage, &pass, NULL, &logits, NULL);
     op_linear_combination(model->stream,
                           &(struct linear_combination){.y = &wide, .x = &logits, .a = 1.0f});
-    stream_wait(model->stream);
     for (int64_t t = 0; t < num_tokens; t++) {
         stream_copy_to_host(model->stream, out + ((t % count) * seq_length + t / count) * vocab,
                             (const float *)wide.data + t * padded, (size_t)vocab * sizeof *out);

@@ -21,8 +21,17 @@ struct loaded_model {
 /* directory: of a checkpoint (its parent, or iter_X itself) or in Hugging Face form. num_positions:
  * the longest sequence that will be run; config.seq_length is what the model has room for, which is
  * less where it learned fewer positions. The model computes in dtype, whatever the files hold. */
-int loaded_model_open(struct loaded_model *model, const char *directory, int64_t num_positions,
-                      enum dtype dtype);
+struct loaded_model_request {
+    const char *directory;
+    int64_t num_positions;
+    enum dtype dtype;
+    const struct device *device;
+    const struct ops *ops;
+};
+
+/* Chooses the request's device and ops by the value of --device. */
+int loaded_model_choose_device(struct loaded_model_request *request, const char *name);
+int loaded_model_open(struct loaded_model *model, const struct loaded_model_request *request);
 void loaded_model_close(struct loaded_model *model);
 
 /* A pass over token [S*B] (s * num_sequences + b) at positions first_position + s. The tensors live

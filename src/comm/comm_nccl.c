@@ -4,6 +4,7 @@
 #ifdef CADRE_NCCL
 #include "comm/comm_nccl.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,10 +31,12 @@ struct nccl {
 struct gpu {
     int32_t has_library;
     cudaUUID_t uuid;
+    char host_id[64]; /* NCCL_HOSTID: to NCCL, ranks of different hosts never share a GPU */
 };
 
 static struct gpu gpu_of(const struct device *device)
 {
+    const char *host_id = getenv("NCCL_HOSTID");
     struct cudaDeviceProp properties;
     struct gpu gpu;
 
@@ -42,6 +45,7 @@ static struct gpu gpu_of(const struct device *device)
           device->index);
     gpu.has_library = nccl_library() != NULL;
     gpu.uuid = properties.uuid;
+    snprintf(gpu.host_id, sizeof gpu.host_id, "%s", host_id != NULL ? host_id : "");
     return gpu;
 }
 
@@ -68,7 +72,8 @@ static void gather_gpus(struct gpu mine, struct gpu *all)
 static bool shares_gpu(const struct gpu *gpus, int rank)
 {
     for (int r = 0; r < rank; r++) {
-        if (memcmp(&gpus[r].uuid, &gpus[rank].uuid, sizeof gpus[r].uuid) == 0) {
+        if (memcmp(&gpus[r].uuid, &gpus[rank].uuid, sizeof gpus[r].uuid) == 0 &&
+            strcmp(gpus[r].host_id, gpus[rank].host_id) == 0) {
             return true;
         }
     }
@@ -105,6 +110,7 @@ void comm_nccl_choose(const struct device *device)
     CHECK(gpus != NULL, "out of memory");
     gather_gpus(gpu_of(device), gpus);
     if (every_rank_can(gpus)) {
+        log_info("> GPUs exchange tensors over NCCL");
         chosen_device = device;
     }
     free(gpus);
@@ -408,17 +414,22 @@ static void nccl_wait(struct comm_handle handle, struct stream *stream)
     nccl_operation_wait(handle.request, stream);
 }
 
+static void message_channel_destroy(struct nccl_channel *channel)
+{
+    if (channel != NULL) {
+        nccl_channel_destroy(channel);
+    }
+}
+
+/* A communicator may wait for its other rank to be destroyed as well, so the pairs of ranks have an
+ * order, and so have a pair's two: that to the higher rank first. */
 static void nccl_destroy(struct comm *comm)
 {
     struct nccl *nccl = comm->state;
 
     for (int r = 0; r < comm->size; r++) {
-        if (nccl->to[r] != NULL) {
-            nccl_channel_destroy(nccl->to[r]);
-        }
-        if (nccl->from[r] != NULL) {
-            nccl_channel_destroy(nccl->from[r]);
-        }
+        message_channel_destroy(comm->rank < r ? nccl->to[r] : nccl->from[r]);
+        message_channel_destroy(comm->rank < r ? nccl->from[r] : nccl->to[r]);
     }
     nccl_channel_destroy(nccl->collectives);
     free(nccl->to);

@@ -80,6 +80,15 @@ static void stop_all_ranks(void)
     comm_mpi_abort(1);
 }
 
+/* For the CUDA driver, which reads it when it starts. Of streams that share a queue one waits for
+ * what stands before it in another: a rank's computing for a message that only comes when it has
+ * computed. Whoever wants 1, as Megatron does, wants collectives to start in the order of the
+ * calls; here each waits for what it needs. */
+static void give_streams_their_own_queues(void)
+{
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1);
+}
+
 int launch_init(int *argc, char ***argv)
 {
     int expected, size;
@@ -88,6 +97,7 @@ int launch_init(int *argc, char ***argv)
     if (expected == 1) {
         return 0;
     }
+    give_streams_their_own_queues();
     TRY(comm_mpi_start(argc, argv, &this_rank, &size));
     if (size != expected) {
         return error_set("the launcher started %d processes, but MPI joins %d of them: use the "

@@ -26,7 +26,15 @@
         CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                 \
     } while (0)
 
-enum { LAUNCH_PAUSE_NS = 20000, WATCH_PAUSE_NS = 50000000, SECOND_NS = 1000000000 };
+enum {
+    LAUNCH_SPINS = 1000, /* a launch takes NCCL's thread some 50 us; a sleep is as long at least */
+    LAUNCH_PAUSE_NS = 20000,
+    WATCH_PAUSE_NS = 50000000,
+    SECOND_NS = 1000000000,
+    /* A block of NCCL's takes a multiprocessor while it waits, and a rank may wait for several
+     * messages at a time: they must leave room for the work that they wait for. */
+    MESSAGE_BLOCKS_MAX = 4
+};
 
 struct nccl_channel {
     struct nccl_channel *next;
@@ -134,6 +142,9 @@ static void join(struct nccl_channel *channel)
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
 
     config.blocking = 0;
+    if (is_pair) {
+        config.maxCTAs = MESSAGE_BLOCKS_MAX;
+    }
     comm_wait(channel->exchange, state.host_stream);
     is_busy(channel, "ncclCommInitRankConfig",
             nccl_library()->ncclCommInitRankConfig(
@@ -316,6 +327,17 @@ static void stop(void)
 
 /* ---- what others call ---- */
 
+/* Its blocks come before those of the kernels that compute and have not started. */
+static cudaStream_t stream_open(void)
+{
+    int lowest, highest;
+    cudaStream_t stream;
+
+    CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+    CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, highest));
+    return stream;
+}
+
 struct nccl_channel *nccl_channel_create(const struct device *device,
                                          const struct nccl_channel_ends *ends)
 {
@@ -325,7 +347,7 @@ struct nccl_channel *nccl_channel_create(const struct device *device,
     channel->device = device;
     channel->ends = *ends;
     CUDA_CHECK(cudaSetDevice(device->index));
-    CUDA_CHECK(cudaStreamCreateWithFlags(&channel->stream, cudaStreamNonBlocking));
+    channel->stream = stream_open();
     if (state.channels == NULL) {
         start(device);
     }
@@ -452,9 +474,13 @@ void nccl_operation_issue(struct nccl_operation *op)
 void nccl_operation_wait(struct nccl_operation *op, struct stream *stream)
 {
     pthread_mutex_lock(&state.lock);
-    while (op->stage != NCCL_LAUNCHED) {
+    for (int i = 0; op->stage != NCCL_LAUNCHED; i++) {
         pthread_mutex_unlock(&state.lock);
-        nanosleep(&(struct timespec){.tv_nsec = LAUNCH_PAUSE_NS}, NULL);
+        if (i < LAUNCH_SPINS) {
+            sched_yield();
+        } else {
+            nanosleep(&(struct timespec){.tv_nsec = LAUNCH_PAUSE_NS}, NULL);
+        }
         pthread_mutex_lock(&state.lock);
         advance(op->channel);
     }

@@ -225,6 +225,33 @@ void stream_read_finish(struct stream *stream, void *read, void *host)
     stream->device->read_finish(read, host);
 }
 
+bool device_can_capture(const struct device *device)
+{
+    return device->capture_begin != NULL;
+}
+
+void stream_capture_begin(struct stream *stream)
+{
+    stream->device->capture_begin(stream->native);
+}
+
+void *stream_capture_end(struct stream *stream)
+{
+    return stream->device->capture_end(stream->native);
+}
+
+void stream_graph_launch(struct stream *stream, void *graph)
+{
+    stream->device->graph_launch(stream->native, graph);
+}
+
+void stream_graph_free(struct stream *stream, void *graph)
+{
+    if (graph != NULL) {
+        stream->device->graph_free(graph);
+    }
+}
+
 void *stream_mark(struct stream *stream)
 {
     return stream->device->mark(stream->native);

@@ -7,6 +7,7 @@
 #ifndef CADRE_DEVICE_DEVICE_H
 #define CADRE_DEVICE_DEVICE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/arena.h"
@@ -28,6 +29,11 @@ struct device {
     void (*copy)(void *native, void *to, const void *from, size_t size_bytes);
     void *(*read_start)(void *native, const void *device_memory, size_t size_bytes);
     void (*read_finish)(void *read, void *host);
+    /* NULL where work runs at once: nothing can be captured. */
+    void (*capture_begin)(void *native);
+    void *(*capture_end)(void *native);
+    void (*graph_launch)(void *native, void *graph);
+    void (*graph_free)(void *graph);
     void (*range_begin)(const char *name); /* for a profiler of the device's maker */
     void (*range_end)(void);
     void *(*mark)(void *native); /* returns the mark */
@@ -59,6 +65,16 @@ void *stream_read_start(struct stream *stream, const void *memory, size_t size);
 void stream_read_finish(struct stream *stream, void *read, void *host);
 /* Within the device, in stream order. */
 void stream_copy(struct stream *stream, void *to, const void *from, size_t size);
+
+/* Work issued between begin and end does not run: it becomes a graph, which runs each time that it
+ * is launched, on the same addresses and with the same numbers in its calls. Nothing in it may copy
+ * from or to the host, or wait. */
+bool device_can_capture(const struct device *device);
+void stream_capture_begin(struct stream *stream);
+void *stream_capture_end(struct stream *stream); /* returns the graph */
+void stream_graph_launch(struct stream *stream, void *graph);
+/* NULL is fine. Its last launch must be done. */
+void stream_graph_free(struct stream *stream, void *graph);
 
 /* A moment in the stream's work, for measuring; the stream_mark_seconds from one to a later one
  * waits for both. */

@@ -1,8 +1,9 @@
-/* Memory, streams and copies of one CUDA device.
+/* Memory, streams, copies and graphs of one CUDA device.
  *
  * Copies from the host go through pinned staging memory: the caller's bytes are taken at once and
  * travel in stream order, so that filling the next step's batch does not wait for the device. A
- * slot of the staging memory is used again when its event says that it has been read. */
+ * slot of the staging memory is filled by one copy after the other, and again from its beginning
+ * when its event says that all of them have been read. */
 #ifdef CADRE_CUDA
 #include <cuda_runtime_api.h>
 #include <nvtx3/nvToolsExt.h>
@@ -23,17 +24,22 @@ enum { NUM_SLOTS = 4, HOPPER = 90 };
 
 static const size_t slot_bytes = (size_t)4 << 20, read_step_bytes = (size_t)64 << 10;
 
+struct staging_slot {
+    char *memory; /* pinned, or NULL before the first use */
+    size_t used_bytes;
+    void *native;     /* the stream of its copies: one event speaks for all */
+    cudaEvent_t read; /* after the last of them */
+};
+
 static struct {
     pthread_mutex_t lock;
-    struct {
-        void *memory; /* pinned, or NULL before the first use */
-        cudaEvent_t read;
-    } slots[NUM_SLOTS];
-    int next;
+    struct staging_slot slots[NUM_SLOTS];
+    int current;
     struct cuda_read *free_reads;
 } staging = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static struct device cuda_device;
+static bool is_capturing;
 
 /* The CUDA runtime's current device belongs to the calling thread, which may be any. */
 static void make_current(void)
@@ -104,18 +110,36 @@ static void cuda_stream_wait(void *native)
     CUDA_CHECK(cudaStreamSynchronize(native));
 }
 
-/* The next slot, once what it held has been read. */
-static int staging_take(void)
+/* The slot after the current one, once what it held has been read. */
+static struct staging_slot *next_slot(void)
 {
-    const int slot = staging.next;
+    struct staging_slot *slot;
 
-    staging.next = (slot + 1) % NUM_SLOTS;
-    if (staging.slots[slot].memory == NULL) {
-        CUDA_CHECK(cudaMallocHost(&staging.slots[slot].memory, slot_bytes));
-        CUDA_CHECK(cudaEventCreateWithFlags(&staging.slots[slot].read, cudaEventDisableTiming));
+    staging.current = (staging.current + 1) % NUM_SLOTS;
+    slot = &staging.slots[staging.current];
+    if (slot->memory == NULL) {
+        CUDA_CHECK(cudaMallocHost((void **)&slot->memory, slot_bytes));
+        CUDA_CHECK(cudaEventCreateWithFlags(&slot->read, cudaEventDisableTiming));
     } else {
-        CUDA_CHECK(cudaEventSynchronize(staging.slots[slot].read));
+        CUDA_CHECK(cudaEventSynchronize(slot->read));
     }
+    slot->used_bytes = 0;
+    return slot;
+}
+
+/* Room for size_bytes <= slot_bytes at *memory. */
+static struct staging_slot *staging_take(void *native, size_t size_bytes, char **memory)
+{
+    struct staging_slot *slot = &staging.slots[staging.current];
+
+    CHECK(!is_capturing, "a copy from or to the host inside of a captured graph");
+    if (slot->memory == NULL || slot->native != native ||
+        size_bytes > slot_bytes - slot->used_bytes) {
+        slot = next_slot();
+        slot->native = native;
+    }
+    *memory = slot->memory + slot->used_bytes;
+    slot->used_bytes += (size_bytes + 255) / 256 * 256;
     return slot;
 }
 
@@ -125,12 +149,13 @@ static void cuda_copy_from_host(void *native, void *memory, const void *host, si
     pthread_mutex_lock(&staging.lock);
     for (size_t done = 0; done < size_bytes; done += slot_bytes) {
         const size_t part = size_bytes - done < slot_bytes ? size_bytes - done : slot_bytes;
-        const int slot = staging_take();
+        char *pinned;
+        struct staging_slot *slot = staging_take(native, part, &pinned);
 
-        memcpy(staging.slots[slot].memory, (const char *)host + done, part);
-        CUDA_CHECK(cudaMemcpyAsync((char *)memory + done, staging.slots[slot].memory, part,
-                                   cudaMemcpyHostToDevice, native));
-        CUDA_CHECK(cudaEventRecord(staging.slots[slot].read, native));
+        memcpy(pinned, (const char *)host + done, part);
+        CUDA_CHECK(
+            cudaMemcpyAsync((char *)memory + done, pinned, part, cudaMemcpyHostToDevice, native));
+        CUDA_CHECK(cudaEventRecord(slot->read, native));
     }
     pthread_mutex_unlock(&staging.lock);
 }
@@ -139,27 +164,26 @@ static void cuda_copy_from_host(void *native, void *memory, const void *host, si
 static void cuda_copy_to_host(void *native, void *host, const void *memory, size_t size_bytes)
 {
     const size_t num_parts = (size_bytes + slot_bytes - 1) / slot_bytes;
-    int slots[2] = {0, 0};
+    struct staging_slot *slots[2] = {NULL, NULL};
+    char *pinned[2] = {NULL, NULL};
 
     make_current();
     pthread_mutex_lock(&staging.lock);
     for (size_t i = 0; i <= num_parts; i++) {
         if (i < num_parts) {
             const size_t done = i * slot_bytes, rest = size_bytes - done;
-            const int slot = slots[i % 2] = staging_take();
+            const size_t part = rest < slot_bytes ? rest : slot_bytes;
 
-            CUDA_CHECK(cudaMemcpyAsync(staging.slots[slot].memory, (const char *)memory + done,
-                                       rest < slot_bytes ? rest : slot_bytes,
+            slots[i % 2] = staging_take(native, part, &pinned[i % 2]);
+            CUDA_CHECK(cudaMemcpyAsync(pinned[i % 2], (const char *)memory + done, part,
                                        cudaMemcpyDeviceToHost, native));
-            CUDA_CHECK(cudaEventRecord(staging.slots[slot].read, native));
+            CUDA_CHECK(cudaEventRecord(slots[i % 2]->read, native));
         }
         if (i > 0) {
             const size_t done = (i - 1) * slot_bytes, rest = size_bytes - done;
-            const int slot = slots[(i - 1) % 2];
 
-            CUDA_CHECK(cudaEventSynchronize(staging.slots[slot].read));
-            memcpy((char *)host + done, staging.slots[slot].memory,
-                   rest < slot_bytes ? rest : slot_bytes);
+            CUDA_CHECK(cudaEventSynchronize(slots[(i - 1) % 2]->read));
+            memcpy((char *)host + done, pinned[(i - 1) % 2], rest < slot_bytes ? rest : slot_bytes);
         }
     }
     pthread_mutex_unlock(&staging.lock);
@@ -210,6 +234,7 @@ static void *cuda_read_start(void *native, const void *memory, size_t size_bytes
 {
     struct cuda_read *read;
 
+    CHECK(!is_capturing, "a read inside of a captured graph");
     make_current();
     read = read_take(size_bytes);
     read->size_bytes = size_bytes;
@@ -228,6 +253,38 @@ static void cuda_read_finish(void *pending, void *host)
     read->next = staging.free_reads;
     staging.free_reads = read;
     pthread_mutex_unlock(&staging.lock);
+}
+
+/* Relaxed: what a library allocates at its first call of a kind is allocated, not recorded. */
+static void cuda_capture_begin(void *native)
+{
+    make_current();
+    CUDA_CHECK(cudaStreamBeginCapture(native, cudaStreamCaptureModeRelaxed));
+    is_capturing = true;
+}
+
+static void *cuda_capture_end(void *native)
+{
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+
+    is_capturing = false;
+    CUDA_CHECK(cudaStreamEndCapture(native, &graph));
+    CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+    CUDA_CHECK(cudaGraphUpload(executable, native));
+    return executable;
+}
+
+static void cuda_graph_launch(void *native, void *graph)
+{
+    make_current();
+    CUDA_CHECK(cudaGraphLaunch(graph, native));
+}
+
+static void cuda_graph_free(void *graph)
+{
+    CUDA_CHECK(cudaGraphExecDestroy(graph));
 }
 
 static void cuda_range_begin(const char *name)
@@ -314,6 +371,10 @@ const struct device *device_cuda(int index)
         .copy = cuda_copy,
         .read_start = cuda_read_start,
         .read_finish = cuda_read_finish,
+        .capture_begin = cuda_capture_begin,
+        .capture_end = cuda_capture_end,
+        .graph_launch = cuda_graph_launch,
+        .graph_free = cuda_graph_free,
         .range_begin = cuda_range_begin,
         .range_end = cuda_range_end,
         .mark = cuda_mark,

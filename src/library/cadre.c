@@ -28,18 +28,23 @@ int cadre_pretrain(int argc, char **argv)
 
 struct cadre_model *cadre_model_open(const char *directory, int64_t max_positions)
 {
-    struct cadre_model *model = calloc(1, sizeof *model);
+    struct loaded_model_request request = {
+        .directory = directory, .num_positions = max_positions, .dtype = DTYPE_F32};
+    struct cadre_model *model;
 
-    CHECK(model != NULL, "out of memory");
     if (max_positions < 1) {
-        error_set("max_positions is %lld; it is at least 1", (long long)max_positions);
-    } else if (loaded_model_open(&model->loaded, directory, max_positions, DTYPE_F32) == 0) {
-        return model;
-    } else {
-        loaded_model_close(&model->loaded);
+        return FAIL_NULL("max_positions is %lld; it is at least 1", (long long)max_positions);
     }
-    free(model);
-    return NULL;
+    if (loaded_model_choose_device(&request, "auto") != 0) {
+        return NULL;
+    }
+    model = calloc(1, sizeof *model);
+    CHECK(model != NULL, "out of memory");
+    if (loaded_model_open(&model->loaded, &request) != 0) {
+        cadre_model_close(model);
+        return NULL;
+    }
+    return model;
 }
 
 void cadre_model_close(struct cadre_model *model)

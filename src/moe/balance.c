@@ -105,22 +105,17 @@ void balance_forward(struct balance *balance, const struct pass *pass, const str
     }
 }
 
-void balance_backward(const struct balance *balance, const struct pass *pass,
-                      struct tensor *d_logits, const struct tensor *logits,
-                      const struct balance_saved *saved)
+void balance_add_terms(const struct balance *balance, const struct pass *pass, int64_t num_tokens,
+                       const struct balance_saved *saved, struct router_backward *op)
 {
     for (int type = 0; type < NUM_BALANCE_TYPES; type++) {
         const float coefficient = balance->config.coefficient[type];
 
         if (coefficient != 0.0f) {
-            op_router_balance_backward(
-                pass->stream, &(struct router_balance_backward){
-                                  .score = balance->config.score,
-                                  .d_logits = d_logits,
-                                  .logits = logits,
-                                  .counts = &saved->counts[type],
-                                  .scale = pass->aux_loss_scale * coefficient *
-                                           balance_factor(balance, pass, type, logits->dim[0])});
+            op->balance[op->num_balance_terms++] = (struct router_balance_term){
+                .counts = &saved->counts[type],
+                .scale = pass->aux_loss_scale * coefficient *
+                         balance_factor(balance, pass, type, num_tokens)};
         }
     }
 }

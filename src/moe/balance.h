@@ -48,9 +48,9 @@ void balance_reset(struct balance *balance, struct stream *stream);
 /* indices: the plain top-k of the scores. Leaves the losses in pass->metrics. */
 void balance_forward(struct balance *balance, const struct pass *pass, const struct tensor *logits,
                      const struct tensor *indices, struct balance_saved *saved);
-/* d_logits += pass->aux_loss_scale * coefficient * d(loss)/d(logits). */
-void balance_backward(const struct balance *balance, const struct pass *pass,
-                      struct tensor *d_logits, const struct tensor *logits,
-                      const struct balance_saved *saved);
+/* Gives the backward op of num_tokens tokens the losses' terms: pass->aux_loss_scale * coefficient
+ * * d(loss)/d(logits). */
+void balance_add_terms(const struct balance *balance, const struct pass *pass, int64_t num_tokens,
+                       const struct balance_saved *saved, struct router_backward *op);
 
 #endif

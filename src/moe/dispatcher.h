@@ -30,10 +30,11 @@ struct dispatch_exchange {
 /* Rows of this rank's experts. With row_token, x holds tokens (or rows in another order) and row r
  * reads row row_token[r] of it: the gather happens inside the expert product. */
 struct dispatched {
-    struct tensor x;         /* [R,H], or [any,H] with row_token */
-    struct tensor row_token; /* [R] I32, or no data */
-    struct tensor row_prob;  /* [R] f32 */
-    struct tensor offsets;   /* [local experts + 1] I32 */
+    struct tensor x;          /* [R,H], or [any,H] with row_token */
+    struct tensor row_token;  /* [R] I32, or no data */
+    struct tensor token_rows; /* [tokens of x,K] I32, or no data: row_token the other way round */
+    struct tensor row_prob;   /* [R] f32 */
+    struct tensor offsets;    /* [local experts + 1] I32 */
     struct tensor row_of; /* [T,K] I32: the row of a slot, -1 where dropped (or another rank's) */
     int64_t num_rows;     /* R: the rows' capacity */
 

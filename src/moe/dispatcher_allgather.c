@@ -107,6 +107,7 @@ static void index_rows(const struct pass *pass, struct dispatched *out,
     out->row_prob = tensor_new(pass->saved, DTYPE_F32, num_slots);
     out->offsets = tensor_new(pass->saved, DTYPE_I32, num_local + 1);
     out->row_of = tensor_allocate(pass->saved, DTYPE_I32, indices->dim, 2);
+    out->token_rows = padded_capacity > 0 ? (struct tensor){0} : out->row_of;
     op_permutation(pass->stream, &(struct permutation){.row_of = &out->row_of,
                                                        .row_token = &out->row_token,
                                                        .row_prob = &out->row_prob,

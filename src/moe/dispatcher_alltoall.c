@@ -90,6 +90,7 @@ static void alltoall_dispatch_start(const struct pass *pass, const struct dispat
     prob = column(&prob);
     out->x = tensor_new(pass->saved, input->x->dtype, out->num_rows, input->x->dim[1]);
     out->row_token = out->arrival;
+    out->token_rows = (struct tensor){0};
     arrived = tensor_new(pass->scratch, DTYPE_F32, out->num_rows, 1);
     flight->probs = trip_out_start(pass, out, &arrived, &prob);
     flight->rows = tokens_out_start(pass, out, &out->x, input->x);

@@ -217,6 +217,7 @@ static void seq_dispatch_start(const struct pass *pass, const struct dispatch_in
     out->row_prob = probs_out(pass, out, &prob);
     out->x = tokens_out(pass, out, pass->saved, input->x);
     out->row_token = (struct tensor){0};
+    out->token_rows = (struct tensor){0};
     arena_release(pass->scratch, mark);
 }
 

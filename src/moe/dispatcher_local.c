@@ -13,6 +13,7 @@ static void local_dispatch_start(const struct pass *pass, const struct dispatch_
     out->row_prob = tensor_new(pass->saved, DTYPE_F32, out->num_rows);
     out->offsets = tensor_new(pass->saved, DTYPE_I32, input->num_experts + 1);
     out->row_of = tensor_new(pass->saved, DTYPE_I32, num_tokens, topk);
+    out->token_rows = input->padded_capacity > 0 ? (struct tensor){0} : out->row_of;
     op_permutation(pass->stream, &(struct permutation){.row_of = &out->row_of,
                                                        .row_token = &out->row_token,
                                                        .row_prob = &out->row_prob,

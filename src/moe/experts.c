@@ -32,13 +32,15 @@ void experts_init(struct experts *experts, struct param_list *params, const stru
                                     (struct param){.num_dims = 4,
                                                    .global_shape = {0, halves, ffn, hidden},
                                                    .init_std = config->init_std,
-                                                   .weight_decay = true},
+                                                   .weight_decay = true,
+                                                   .grad_is_product = true},
                                     2);
     experts->fc2 = add_expert_param(params, groups, config, "linear_fc2.weight",
                                     (struct param){.num_dims = 3,
                                                    .global_shape = {0, hidden, ffn},
                                                    .init_std = config->output_init_std,
-                                                   .weight_decay = true},
+                                                   .weight_decay = true,
+                                                   .grad_is_product = true},
                                     2);
     if (config->bias) {
         experts->fc1_bias = add_expert_param(params, groups, config, "linear_fc1.bias",
@@ -102,6 +104,7 @@ static void forward_group(const struct experts *experts, const struct pass *pass
                                                  .pre_activation = pre_activation,
                                                  .x = &rows->x,
                                                  .row_token = optional(&rows->row_token),
+                                                 .token_rows = optional(&rows->token_rows),
                                                  .offsets = &rows->offsets,
                                                  .row_prob = &rows->row_prob,
                                                  .fc1 = &weights.fc1,
@@ -121,12 +124,14 @@ static void backward_group(const struct experts *experts, const struct pass *pas
                                              .pre_activation = pre_activation,
                                              .x = &rows->x,
                                              .row_token = optional(&rows->row_token),
+                                             .token_rows = optional(&rows->token_rows),
                                              .offsets = &rows->offsets,
                                              .row_prob = &rows->row_prob,
                                              .fc1 = &weights.fc1,
                                              .fc2 = &weights.fc2,
                                              .fc1_bias = optional(&weights.fc1_bias),
                                              .fc2_bias = optional(&weights.fc2_bias)};
+    call->overwrite_grads = pass->overwrite_grads;
     call->d_fc1 = &grads.fc1;
     call->d_fc2 = &grads.fc2;
     call->d_fc1_bias = optional(&grads.fc1_bias);
@@ -159,6 +164,7 @@ static void select_rows(struct expert_rows *one, const struct pass *pass,
     } else {
         one->rows.x = tensor_rows(&rows->x, one->begin, one->count);
     }
+    one->rows.token_rows = (struct tensor){0};
     one->rows.row_prob = tensor_rows(&rows->row_prob, one->begin, one->count);
     one->offsets[0] = 0;
     one->offsets[1] = (int32_t)one->count;

@@ -17,7 +17,8 @@ void router_init(struct router *router, struct param_list *params, const struct 
                           .init = PARAM_INIT_NORMAL,
                           .init_std = config->init_std,
                           .weight_decay = true,
-                          .sum_over_tp = groups->sequence_parallel};
+                          .sum_over_tp = groups->sequence_parallel,
+                          .grad_is_product = true};
 
     snprintf(facts.name, sizeof facts.name, "%s.weight", config->name);
     facts.box = box_whole(facts.global_shape, 2);
@@ -48,20 +49,6 @@ int64_t router_capacity(const struct router *router, int64_t num_tokens)
     }
     capacity = (int64_t)ceil(slots * config->capacity_factor);
     return capacity < num_tokens ? capacity : num_tokens;
-}
-
-/* x in f32: itself, or a converted copy in scratch. */
-static struct tensor as_f32(const struct pass *pass, const struct tensor *x)
-{
-    struct tensor copy;
-
-    if (x->dtype == DTYPE_F32) {
-        return *x;
-    }
-    copy = tensor_allocate(pass->scratch, DTYPE_F32, x->dim, x->num_dims);
-    op_linear_combination(pass->stream,
-                          &(struct linear_combination){.y = &copy, .x = x, .a = 1.0f});
-    return copy;
 }
 
 static struct tensor jittered(const struct router *router, const struct pass *pass,
@@ -237,49 +224,54 @@ static void logits_gradient(const struct router *router, const struct pass *pass
                             struct tensor *d_logits, const struct tensor *d_probs,
                             const struct router_saved *saved)
 {
-    op_fill_zero(pass->stream, d_logits);
-    op_router_topk_backward(pass->stream,
-                            &(struct router_topk_backward){.rule = router->config.rule,
-                                                           .d_logits = d_logits,
-                                                           .d_probs = d_probs,
-                                                           .logits = &saved->logits,
-                                                           .indices = &saved->chosen});
-    balance_backward(&router->balance, pass, d_logits, &saved->logits, &saved->balance);
-    if (router->config.z_loss_coefficient != 0.0f) {
-        op_router_z_loss(
-            pass->stream,
-            &(struct router_z_loss){.d_logits = d_logits,
-                                    .logits = &saved->logits,
-                                    .d_scale = pass->aux_loss_scale * z_loss_scale(router, pass)});
-    }
+    struct router_backward op = {.rule = router->config.rule,
+                                 .d_logits = d_logits,
+                                 .logits = &saved->logits,
+                                 .d_probs = d_probs,
+                                 .indices = &saved->chosen,
+                                 .z_scale = pass->aux_loss_scale * z_loss_scale(router, pass)};
+
+    balance_add_terms(&router->balance, pass, saved->logits.dim[0], &saved->balance, &op);
+    op_router_backward(pass->stream, &op);
+}
+
+/* d_x += d_input, the gradient of the jittered x, times the jitter. */
+static void add_through_jitter(const struct router *router, const struct pass *pass,
+                               struct tensor *d_x, struct tensor *d_input)
+{
+    op_jitter(pass->stream, &(struct jitter){.y = d_input,
+                                             .x = d_input,
+                                             .token_id = &pass->token_id,
+                                             .eps = router->config.jitter_eps,
+                                             .key = rng_key(pass->seed, "router_jitter",
+                                                            (uint64_t)router->config.layer)});
+    op_linear_combination(
+        pass->stream, &(struct linear_combination){.y = d_x, .x = d_input, .a = 1.0f, .b = 1.0f});
 }
 
 void router_backward(const struct router *router, const struct pass *pass, struct tensor *d_x,
                      const struct tensor *d_probs, const struct router_saved *saved)
 {
     const struct arena_mark mark = arena_mark(pass->scratch);
+    const bool jitters = router->config.jitter_eps != 0.0f;
     struct tensor d_logits = tensor_allocate(pass->scratch, DTYPE_F32, saved->logits.dim, 2);
-    struct tensor d_input = tensor_allocate(pass->scratch, DTYPE_F32, d_x->dim, 2);
-    const struct tensor x = as_f32(pass, &saved->x);
-    const struct tensor weight = as_f32(pass, &router->weight->value);
+    struct tensor d_input = *d_x;
 
-    logits_gradient(router, pass, &d_logits, d_probs, saved);
-    op_matmul(pass->stream, &(struct matmul){.c = &router->weight->grad,
-                                             .a = &d_logits,
-                                             .b = &x,
-                                             .transpose_a = true,
-                                             .accumulate = true});
-    op_matmul(pass->stream, &(struct matmul){.c = &d_input, .a = &d_logits, .b = &weight});
-    if (router->config.jitter_eps != 0.0f) {
-        op_jitter(pass->stream, &(struct jitter){.y = &d_input,
-                                                 .x = &d_input,
-                                                 .token_id = &pass->token_id,
-                                                 .eps = router->config.jitter_eps,
-                                                 .key = rng_key(pass->seed, "router_jitter",
-                                                                (uint64_t)router->config.layer)});
+    if (jitters) {
+        d_input = tensor_allocate(pass->scratch, DTYPE_F32, d_x->dim, 2);
+        op_fill_zero(pass->stream, &d_input);
     }
-    op_linear_combination(
-        pass->stream, &(struct linear_combination){.y = d_x, .x = &d_input, .a = 1.0f, .b = 1.0f});
+    logits_gradient(router, pass, &d_logits, d_probs, saved);
+    op_router_linear_backward(
+        pass->stream, &(struct router_linear_backward){.d_x = &d_input,
+                                                       .d_weight = &router->weight->grad,
+                                                       .d_logits = &d_logits,
+                                                       .x = &saved->x,
+                                                       .weight = &router->weight->value,
+                                                       .overwrite_grads = pass->overwrite_grads});
+    if (jitters) {
+        add_through_jitter(router, pass, d_x, &d_input);
+    }
     arena_release(pass->scratch, mark);
 }
 

@@ -12,7 +12,8 @@ static struct param weight_facts(const struct groups *groups, const struct linea
                           .init = PARAM_INIT_NORMAL,
                           .init_std = config->init_std,
                           .weight_decay = true,
-                          .decoupled_lr = config->decoupled_lr};
+                          .decoupled_lr = config->decoupled_lr,
+                          .grad_is_product = true};
     const int dim = config->split == LINEAR_COLUMN ? config->split_dim : config->num_out_dims;
 
     snprintf(facts.name, sizeof facts.name, "%s.weight", config->name);
@@ -108,9 +109,12 @@ void linear_region_weight_gradient(const struct linear *linear, const struct pas
     struct tensor d_weight =
         linear_matrix(&linear->weight->grad, linear->out_features, linear->in_features);
 
-    op_matmul(pass->stream,
-              &(struct matmul){
-                  .c = &d_weight, .a = d_y, .b = x, .transpose_a = true, .accumulate = true});
+    op_matmul(pass->stream, &(struct matmul){.c = &d_weight,
+                                             .a = d_y,
+                                             .b = x,
+                                             .transpose_a = true,
+                                             .accumulate = param_grad_accumulates(
+                                                 linear->weight, pass->overwrite_grads)});
 }
 
 /* d_b += column sums of d_y. */

@@ -38,7 +38,8 @@ void linear_forward(const struct linear *linear, const struct pass *pass, struct
 void linear_backward(const struct linear *linear, const struct pass *pass, struct tensor *d_x,
                      const struct tensor *d_y, const struct tensor *x);
 
-/* The products alone, inside the region: y = x W^T without bias, d_x = d_y W, d_W += d_y^T x. */
+/* The products alone, inside the region: y = x W^T without bias, d_x = d_y W, d_W += d_y^T x
+ * (pass.h). */
 void linear_region_forward(const struct linear *linear, const struct pass *pass, struct tensor *y,
                            const struct tensor *x);
 void linear_region_input_gradient(const struct linear *linear, const struct pass *pass,

@@ -14,6 +14,7 @@ void lm_loss_init(struct lm_loss *head, struct param_list *params, const struct 
                           .init_std = config->init_std,
                           .weight_decay = true,
                           .decoupled_lr = true,
+                          .grad_is_product = true,
                           .shared_over_stages = config->is_copy_of_embedding,
                           .is_copy = config->is_copy_of_embedding};
 
@@ -108,6 +109,7 @@ void lm_loss_backward(const struct lm_loss *head, const struct pass *pass, struc
                                              .a = &saved->logits,
                                              .b = &all,
                                              .transpose_a = true,
-                                             .accumulate = true});
+                                             .accumulate = param_grad_accumulates(
+                                                 head->weight, pass->overwrite_grads)});
     arena_release(pass->scratch, mark);
 }

@@ -32,6 +32,13 @@ struct param *param_find(const struct param_list *list, const char *name)
     return NULL;
 }
 
+/* Elements of the buffers that the parameter takes. */
+static int64_t padded_size(const struct param *param)
+{
+    return (box_num_elements(&param->box) + PARAM_ALIGNMENT_ELEMENTS - 1) /
+           PARAM_ALIGNMENT_ELEMENTS * PARAM_ALIGNMENT_ELEMENTS;
+}
+
 struct param *param_add(struct param_list *list, const struct param *facts)
 {
     struct param *param = malloc(sizeof *param);
@@ -44,8 +51,7 @@ struct param *param_add(struct param_list *list, const struct param *facts)
     CHECK(list->params != NULL, "out of memory");
     list->params[list->num_params++] = param;
     param->start = list->num_elements;
-    list->num_elements += (box_num_elements(&param->box) + PARAM_ALIGNMENT_ELEMENTS - 1) /
-                          PARAM_ALIGNMENT_ELEMENTS * PARAM_ALIGNMENT_ELEMENTS;
+    list->num_elements += padded_size(param);
     return param;
 }
 
@@ -76,52 +82,43 @@ void param_list_allocate(struct param_list *list, struct arena *arena, struct st
     }
 }
 
-/* Index in the global tensor of element `local` of the box. */
-static int64_t global_index(const struct param *param, int64_t local)
+static void fill_ones(const struct param *param, struct stream *stream)
 {
-    int64_t index = 0, stride = 1;
-
-    for (int i = param->num_dims - 1; i >= 0; i--) {
-        index += (param->box.offset[i] + local % param->box.size[i]) * stride;
-        local /= param->box.size[i];
-        stride *= param->global_shape[i];
-    }
-    return index;
-}
-
-static float initial_value(const struct param *param, struct rng_key key, int64_t local)
-{
-    switch (param->init) {
-    case PARAM_INIT_ONES:
-        return 1.0f;
-    case PARAM_INIT_ZEROS:
-        return 0.0f;
-    case PARAM_INIT_NORMAL:
-        break;
-    }
-    return (float)(param->init_std * rng_normal(key, 0, (uint64_t)global_index(param, local)));
-}
-
-static void initialize(struct param *param, struct stream *stream, uint64_t seed)
-{
-    const struct rng_key key = rng_key(seed, param->name, 0);
     const int64_t count = box_num_elements(&param->box);
     const bool bf16 = param->value.dtype == DTYPE_BF16;
     char *host = malloc(tensor_size_bytes(&param->value) + 1);
 
     CHECK(host != NULL, "out of memory for the initial values of %s", param->name);
-#pragma omp parallel for schedule(static) if (count > 4096)
     for (int64_t i = 0; i < count; i++) {
-        const float value = initial_value(param, key, i);
-
         if (bf16) {
-            ((bf16_t *)host)[i] = bf16_from_float(value);
+            ((bf16_t *)host)[i] = bf16_from_float(1.0f);
         } else {
-            ((float *)host)[i] = value;
+            ((float *)host)[i] = 1.0f;
         }
     }
     stream_copy_from_host(stream, param->value.data, host, tensor_size_bytes(&param->value));
     free(host);
+}
+
+static void initialize(struct param *param, struct stream *stream, uint64_t seed)
+{
+    struct initial_normal normal = {.x = &param->value,
+                                    .key = rng_key(seed, param->name, 0),
+                                    .std = param->init_std,
+                                    .box = param->box};
+
+    switch (param->init) {
+    case PARAM_INIT_NORMAL:
+        memcpy(normal.global_shape, param->global_shape, sizeof normal.global_shape);
+        op_initial_normal(stream, &normal);
+        break;
+    case PARAM_INIT_ONES:
+        fill_ones(param, stream);
+        break;
+    case PARAM_INIT_ZEROS:
+        op_fill_zero(stream, &param->value);
+        break;
+    }
 }
 
 void param_list_initialize(struct param_list *list, struct stream *stream, uint64_t seed)
@@ -132,6 +129,47 @@ void param_list_initialize(struct param_list *list, struct stream *stream, uint6
     for (int i = 0; i < list->num_params; i++) {
         initialize(list->params[i], stream, seed);
     }
+}
+
+static void clear_run(const struct param_list *list, struct stream *stream, int64_t begin,
+                      int64_t end)
+{
+    struct tensor run = tensor_rows(&list->grads, begin, end - begin);
+
+    if (begin < end) {
+        op_fill_zero(stream, &run);
+    }
+}
+
+/* Parameters registered one after the other are neighbours in the buffer, in either order: what
+ * lies together is zeroed at once. */
+void param_list_clear_grads(const struct param_list *list, struct stream *stream)
+{
+    int64_t begin = 0, end = 0;
+
+    for (int i = 0; i < list->num_params; i++) {
+        const struct param *param = list->params[i];
+        const int64_t first = param->start, last = first + padded_size(param);
+
+        if (param->grad_is_product) {
+            continue;
+        }
+        if (last == begin) {
+            begin = first;
+        } else if (first == end) {
+            end = last;
+        } else {
+            clear_run(list, stream, begin, end);
+            begin = first;
+            end = last;
+        }
+    }
+    clear_run(list, stream, begin, end);
+}
+
+bool param_grad_accumulates(const struct param *param, bool overwrite_grads)
+{
+    return !(param->grad_is_product && overwrite_grads);
 }
 
 int64_t param_list_num_local(const struct param_list *list)

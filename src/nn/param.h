@@ -31,11 +31,13 @@ struct param {
     enum param_init init;
     float init_std; /* of PARAM_INIT_NORMAL */
     bool weight_decay;
-    bool decoupled_lr;   /* embedding and output layer, with --decoupled-lr */
-    struct tensor value; /* box.size, model dtype; in the value buffer */
-    struct tensor grad;  /* box.size, f32; in the gradient buffer */
-    int64_t start;       /* first element in both buffers: after the parameter added before it, or
-                          * where grad_buckets_init puts it */
+    bool decoupled_lr;    /* embedding and output layer, with --decoupled-lr */
+    bool grad_is_product; /* a backward computes it by one matrix product, which can replace what is
+                           * there instead of adding to it */
+    struct tensor value;  /* box.size, model dtype; in the value buffer */
+    struct tensor grad;   /* box.size, f32; in the gradient buffer */
+    int64_t start;        /* first element in both buffers: after the parameter added before it, or
+                           * where grad_buckets_init puts it */
 };
 
 struct param_list {
@@ -58,6 +60,12 @@ void param_list_allocate(struct param_list *list, struct arena *arena, struct st
 /* Initial values: element i of the global tensor is drawn from (seed, name, i), so they do not
  * depend on the mapping. */
 void param_list_initialize(struct param_list *list, struct stream *stream, uint64_t seed);
+/* Before a batch: zeroes what its backward passes only add to. The other gradients
+ * (grad_is_product) keep the values of the batch before until the first microbatch replaces them.
+ */
+void param_list_clear_grads(const struct param_list *list, struct stream *stream);
+/* Whether a backward adds to the gradient or replaces it; overwrite_grads: that of its pass. */
+bool param_grad_accumulates(const struct param *param, bool overwrite_grads);
 /* Elements of this rank. */
 int64_t param_list_num_local(const struct param_list *list);
 

@@ -2,7 +2,8 @@
  *
  * Convention of all layers: x_forward(layer, pass, y, x, saved) writes y, whose memory the caller
  * owns, and takes what backward will need from pass->saved; x_backward(layer, pass, d_x, d_y,
- * saved) adds weight gradients to the parameters' grads. Scratch comes from pass->scratch and is
+ * saved) adds weight gradients to the parameters' grads, or, with overwrite_grads, replaces those
+ * that are one matrix product (param_grad_accumulates). Scratch comes from pass->scratch and is
  * given back before the function returns. x must stay valid until backward. */
 #ifndef CADRE_NN_PASS_H
 #define CADRE_NN_PASS_H
@@ -26,6 +27,7 @@ struct pass {
     struct arena *scratch; /* lives until the call returns */
     enum dtype dtype;      /* of activations and parameters */
     bool training;         /* dropout, balancing losses; false in evaluation and generation */
+    bool overwrite_grads;  /* of the batch's first microbatch: see param_list_clear_grads */
     bool recompute;        /* a second forward: counters and metrics have been fed by the first */
     uint64_t seed;
 

@@ -10,7 +10,11 @@
 template <bool FAST> __device__ inline float sigmoid(float x)
 {
     if constexpr (FAST) {
-        return __fdividef(1.0f, 1.0f + __expf(-x));
+        float power, quotient;
+
+        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.442695041f * x));
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(quotient) : "f"(1.0f + power));
+        return quotient;
     }
     return 1.0f / (1.0f + expf(-x));
 }
@@ -43,7 +47,7 @@ __device__ inline struct activation_slopes activation_slopes_of(float x, float u
     if constexpr (kind == ACTIVATION_SWIGLU) {
         const float s = sigmoid<FAST>(x), silu = x * s;
 
-        return {silu * up, up * s * (1.0f + x - silu), silu};
+        return {silu * up, up * (s + silu * (1.0f - s)), silu};
     } else if constexpr (kind == ACTIVATION_GELU) {
         const float s = sigmoid<FAST>(x * (GELU_LINEAR + GELU_CUBIC * x * x));
         const float slope = GELU_LINEAR + 3.0f * GELU_CUBIC * x * x;

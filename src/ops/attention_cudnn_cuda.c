@@ -25,7 +25,7 @@ enum {
     VERSION_WITH_ODD_LENGTHS = 91600
 };
 
-static const int64_t score_bytes_max = (int64_t)1 << 30;
+static const int64_t score_bytes_max = (int64_t)2 << 30;
 
 enum uid {
     UID_Q = 1,

@@ -1,29 +1,7 @@
-/* Load balance: counts and score sums per expert, the losses made of them and their gradients, and
- * the bias that balances without a loss. Sums over tokens are in double, by chunks of tokens. */
+/* Load balance: counts and score sums per expert, the losses made of them, the z-loss, and the bias
+ * that balances without a loss. Sums over tokens are in double, by chunks of tokens. */
 #include "ops/ops_cpu.h"
 #include "ops/router_score_cpu.h"
-
-static const float sum_epsilon =
-    1e-20f; /* as in the router, for sigmoid scores that are all zero */
-
-/* scores[E] of a token for the balancing losses: softmax, or sigmoid over its sum. Returns the
- * divisor of the sigmoid scores (1 for softmax). */
-static float balance_scores(enum router_score kind, float *scores, const float *logits,
-                            int64_t num_experts)
-{
-    float divisor;
-
-    if (kind == ROUTER_SOFTMAX) {
-        router_softmax(scores, logits, num_experts);
-        return 1.0f;
-    }
-    router_sigmoid(scores, logits, num_experts);
-    divisor = floats_sum(scores, num_experts) + sum_epsilon;
-    for (int64_t e = 0; e < num_experts; e++) {
-        scores[e] /= divisor;
-    }
-    return divisor;
-}
 
 /* sums [C, 2, E]: counts and score sums of a chunk of tokens. */
 static void balance_chunk(const struct router_balance *op, int64_t chunk, double *sums,
@@ -44,8 +22,8 @@ static void balance_chunk(const struct router_balance *op, int64_t chunk, double
                 counts[indices[k]] += 1.0;
             }
         }
-        balance_scores(op->score, scores, (const float *)op->logits->data + t * num_experts,
-                       num_experts);
+        router_balance_scores(op->score, scores, (const float *)op->logits->data + t * num_experts,
+                              num_experts);
         for (int64_t e = 0; e < num_experts; e++) {
             totals[e] += (double)scores[e];
         }
@@ -90,75 +68,17 @@ void router_balance_loss_cpu(struct stream *stream, const struct router_balance_
     *(float *)op->loss->data = (float)((double)op->factor * sum);
 }
 
-/* d_logits of one token for d_scores = scale * counts. With u = s / D, D = sum s + epsilon:
- * d_s = (d_u - sum_j u_j d_u_j) / D and d_l = d_s s (1 - s), s = u D. */
-static void balance_token_backward(const struct router_balance_backward *op, int64_t token,
-                                   float *work)
-{
-    const int64_t num_experts = op->logits->dim[1], column = token % op->counts->dim[0];
-    const float *counts = (const float *)op->counts->data + column * num_experts;
-    float *d_logits = (float *)op->d_logits->data + token * num_experts;
-    float *scores = work, *d_scores = work + num_experts;
-    const float divisor = balance_scores(
-        op->score, scores, (const float *)op->logits->data + token * num_experts, num_experts);
-    float mean;
-
-    for (int64_t e = 0; e < num_experts; e++) {
-        d_scores[e] = op->scale * counts[e];
-    }
-    if (op->score == ROUTER_SOFTMAX) {
-        router_softmax_backward(d_logits, d_scores, scores, num_experts);
-        return;
-    }
-    mean = floats_dot(scores, d_scores, num_experts);
-    for (int64_t e = 0; e < num_experts; e++) {
-        d_logits[e] += (d_scores[e] - mean) * scores[e] * (1.0f - scores[e] * divisor);
-    }
-}
-
-void router_balance_backward_cpu(struct stream *stream, const struct router_balance_backward *op)
-{
-    const int64_t num_tokens = op->logits->dim[0], num_experts = op->logits->dim[1];
-    const struct thread_floats work = thread_floats_new(stream, 2 * num_experts);
-
-#pragma omp parallel for schedule(static) if (num_tokens > ROUTER_CHUNK)
-    for (int64_t t = 0; t < num_tokens; t++) {
-        balance_token_backward(op, t, thread_floats_mine(&work));
-    }
-}
-
-/* d logsumexp(l)^2 / d_l = 2 logsumexp(l) softmax(l). Returns logsumexp(l). */
-static float z_token(const struct router_z_loss *op, int64_t token, float *scores)
-{
-    const int64_t num_tokens = op->logits->dim[0], num_experts = op->logits->dim[1];
-    const float z =
-        router_softmax(scores, (const float *)op->logits->data + token * num_experts, num_experts);
-
-    if (op->d_logits != NULL) {
-        float *d_logits = (float *)op->d_logits->data + token * num_experts;
-        const float scale = op->d_scale * 2.0f * z / (float)num_tokens;
-
-#pragma omp simd
-        for (int64_t e = 0; e < num_experts; e++) {
-            d_logits[e] += scale * scores[e];
-        }
-    }
-    return z;
-}
-
 void router_z_loss_cpu(struct stream *stream, const struct router_z_loss *op)
 {
-    const int64_t num_tokens = op->logits->dim[0];
-    float *z = arena_allocate(stream->scratch, (size_t)num_tokens * sizeof *z);
-    const struct thread_floats scores = thread_floats_new(stream, op->logits->dim[1]);
+    const int64_t num_tokens = op->logits->dim[0], num_experts = op->logits->dim[1];
+    const float *logits = op->logits->data;
+    float *z = scratch_floats(stream, num_tokens);
+    const struct thread_floats scores = thread_floats_new(stream, num_experts);
     double sum = 0.0;
 
 #pragma omp parallel for schedule(static) if (num_tokens > ROUTER_CHUNK)
     for (int64_t t = 0; t < num_tokens; t++) {
-        z[t] = z_token(op, t, thread_floats_mine(&scores));
-    }
-    if (op->loss == NULL) {
-        return;
+        z[t] = router_softmax(thread_floats_mine(&scores), logits + t * num_experts, num_experts);
     }
     for (int64_t t = 0; t < num_tokens; t++) {
         sum += (double)z[t] * (double)z[t];

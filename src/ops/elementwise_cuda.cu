@@ -275,24 +275,6 @@ extern "C" void jitter_cuda(struct stream *stream, const struct jitter *a)
     });
 }
 
-__global__ void random_normal_kernel(float *x, const int64_t *token_id, struct rng_key key,
-                                     int64_t num_elements, int64_t width)
-{
-    const int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-
-    if (i < num_elements) {
-        x[i] = (float)rng_normal(key, (uint64_t)token_id[i / width], (uint64_t)(i % width));
-    }
-}
-
-extern "C" void random_normal_cuda(struct stream *stream, const struct random_normal *a)
-{
-    const int64_t n = tensor_num_elements(a->x);
-
-    LAUNCH(stream, random_normal_kernel, ceil_div(n, BLOCK), BLOCK, 0, data_of<float>(a->x),
-           data_of<int64_t>(a->token_id), a->key, n, a->x->dim[1]);
-}
-
 template <int N, class T>
 __global__ void bias_forward_kernel(T *y, const T *bias, int64_t num_packs, int64_t width)
 {

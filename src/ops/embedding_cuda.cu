@@ -42,54 +42,67 @@ extern "C" void embedding_forward_cuda(struct stream *stream, const struct embed
     });
 }
 
-/* next[t] = the following token with the id of t, or -1; first[t] = whether none comes before. Each
- * token looks at all others: T^2 comparisons of numbers in shared memory, 0.1 ms for 32k tokens. */
-__global__ void token_lists_kernel(int32_t *next, bool *first, const int32_t *id, int num_tokens)
+enum { WARPS = BLOCK / 32, LOOKS = 4 };
+
+/* The first token after `token` with its id, for the calling warp; -1 if there is none. */
+__device__ inline int following_token(const int32_t *id, int token, int num_tokens)
 {
-    __shared__ int32_t others[BLOCK];
-    const int token = blockIdx.x * BLOCK + threadIdx.x;
-    const int32_t mine = token < num_tokens ? id[token] : -1;
-    int32_t following = -1;
-    bool is_first = true;
+    const int32_t mine = id[token];
 
-    for (int begin = 0; begin < num_tokens; begin += BLOCK) {
-        const int count = num_tokens - begin < BLOCK ? num_tokens - begin : BLOCK;
+    for (int begin = token + 1; begin < num_tokens; begin += 32 * LOOKS) {
+        bool same[LOOKS];
 
-        __syncthreads();
-        if ((int)threadIdx.x < count) {
-            others[threadIdx.x] = id[begin + threadIdx.x];
+#pragma unroll
+        for (int j = 0; j < LOOKS; j++) {
+            const int other = begin + 32 * j + threadIdx.x % 32;
+
+            same[j] = other < num_tokens && id[other] == mine;
         }
-        __syncthreads();
-        for (int i = 0; i < count; i++) {
-            if (others[i] == mine) {
-                is_first = is_first && begin + i >= token;
-                following = following < 0 && begin + i > token ? begin + i : following;
+#pragma unroll
+        for (int j = 0; j < LOOKS; j++) {
+            const unsigned found = __ballot_sync(0xffffffffu, same[j]);
+
+            if (found != 0) {
+                return begin + 32 * j + __ffs(found) - 1;
             }
         }
     }
-    if (token < num_tokens) {
+    return -1;
+}
+
+/* next[t] = the following token with the id of t, or -1; is_later[t], zeroed before = whether one
+ * comes before. A warp a token looks at those after it: at most T^2 / 2 comparisons. */
+__global__ void token_lists_kernel(int32_t *next, bool *is_later, const int32_t *id, int num_tokens)
+{
+    const int token = blockIdx.x * WARPS + threadIdx.x / 32;
+    int following;
+
+    if (token >= num_tokens) {
+        return;
+    }
+    following = following_token(id, token, num_tokens);
+    if (threadIdx.x % 32 == 0) {
         next[token] = following;
-        first[token] = is_first;
+        if (following >= 0) {
+            is_later[following] = true;
+        }
     }
 }
 
 template <int N, class T>
 __global__ void embedding_backward_kernel(float *d_weight, const T *d_y, const int32_t *id,
-                                          const int32_t *next, const bool *is_first,
+                                          const int32_t *next, const bool *is_later,
                                           int vocab_start, int64_t num_ids, int64_t width)
 {
     const int64_t row = (int64_t)id[blockIdx.x] - vocab_start;
 
-    if (!is_first[blockIdx.x] || row < 0 || row >= num_ids) {
+    if (is_later[blockIdx.x] || row < 0 || row >= num_ids) {
         return;
     }
     for (int64_t i = threadIdx.x * N; i < width; i += BLOCK * N) {
         float sum[N];
 
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-            sum[j] = d_weight[row * width + i + j];
-        }
+        load<N>(sum, d_weight, row * width + i);
         for (int32_t token = blockIdx.x; token >= 0; token = next[token]) {
             float d[N];
 
@@ -99,10 +112,7 @@ __global__ void embedding_backward_kernel(float *d_weight, const T *d_y, const i
                 sum[j] += d[j];
             }
         }
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-            d_weight[row * width + i + j] = sum[j];
-        }
+        store<N>(d_weight, row * width + i, sum);
     }
 }
 
@@ -110,14 +120,17 @@ extern "C" void embedding_backward_cuda(struct stream *stream, const struct embe
 {
     const int64_t num_tokens = a->d_y->dim[0], width = a->d_y->dim[1];
     int32_t *next = (int32_t *)arena_allocate(stream->scratch, (size_t)num_tokens * 4);
-    bool *first = (bool *)arena_allocate(stream->scratch, (size_t)num_tokens);
+    bool *is_later = (bool *)arena_allocate(stream->scratch, (size_t)num_tokens);
     const int32_t *id = data_of<int32_t>(a->id);
+    /* a pack of d_y is up to 32 bytes of d_weight */
+    const bool whole = packable(width, {a->d_y}) && (uintptr_t)a->d_weight->data % 32 == 0;
 
-    LAUNCH(stream, token_lists_kernel, ceil_div(num_tokens, BLOCK), BLOCK, 0, next, first, id,
+    CUDA_CHECK(cudaMemsetAsync(is_later, 0, (size_t)num_tokens, (cudaStream_t)stream->native));
+    LAUNCH(stream, token_lists_kernel, ceil_div(num_tokens, WARPS), BLOCK, 0, next, is_later, id,
            (int)num_tokens);
-    WITH_PACK(a->d_y->dtype, packable(width, {a->d_y}), {
+    WITH_PACK(a->d_y->dtype, whole, {
         LAUNCH(stream, (embedding_backward_kernel<N, T>), num_tokens, BLOCK, 0,
-               data_of<float>(a->d_weight), data_of<T>(a->d_y), id, next, first,
+               data_of<float>(a->d_weight), data_of<T>(a->d_y), id, next, is_later,
                (int)a->vocab_start, a->d_weight->dim[0], width);
     });
 }

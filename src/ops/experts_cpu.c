@@ -1,6 +1,6 @@
 /* The experts' feed-forward, one expert after the other: its products fill the machine by
  * themselves, and its intermediate rows stay in the last-level cache between them. An expert
- * without rows does nothing: its gradients get nothing added.
+ * without rows does nothing, but for zeros where gradients are to be overwritten.
  *
  * The number of an expert's rows changes with every microbatch, and a matrix library generates code
  * for each number it meets, which takes as long as several percent of the product. So products run
@@ -276,14 +276,28 @@ static void expert_backward(struct stream *stream, const struct experts_backward
 
     matmul_cpu(stream, &(struct matmul){.c = &d_a, .a = &d_y, .b = &fc2});
     expert_activation_backward(op, span, &d_h, &a, &d_a, &d_y);
-    matmul_cpu(
-        stream,
-        &(struct matmul){.c = &d_fc2, .a = &d_y, .b = &a, .transpose_a = true, .accumulate = true});
-    matmul_cpu(
-        stream,
-        &(struct matmul){.c = &d_fc1, .a = &d_h, .b = &x, .transpose_a = true, .accumulate = true});
+    matmul_cpu(stream, &(struct matmul){.c = &d_fc2,
+                                        .a = &d_y,
+                                        .b = &a,
+                                        .transpose_a = true,
+                                        .accumulate = !op->overwrite_grads});
+    matmul_cpu(stream, &(struct matmul){.c = &d_fc1,
+                                        .a = &d_h,
+                                        .b = &x,
+                                        .transpose_a = true,
+                                        .accumulate = !op->overwrite_grads});
     matmul_cpu(stream, &(struct matmul){.c = &d_x, .a = &d_h_output, .b = &fc1});
     expert_bias_backward(stream, op, span, &d_h, &d_y);
+}
+
+/* The gradients of an expert without rows. */
+static void zero_expert(const struct experts_backward *op, int64_t expert)
+{
+    struct tensor d_fc1 = tensor_rows(op->d_fc1, expert, 1);
+    struct tensor d_fc2 = tensor_rows(op->d_fc2, expert, 1);
+
+    zero_rows(&d_fc1, 0);
+    zero_rows(&d_fc2, 0);
 }
 
 void experts_backward_cpu(struct stream *stream, const struct experts_backward *op)
@@ -294,6 +308,8 @@ void experts_backward_cpu(struct stream *stream, const struct experts_backward *
 
         if (span.count > 0) {
             expert_backward(stream, op, &span);
+        } else if (op->overwrite_grads) {
+            zero_expert(op, e);
         }
         arena_release(stream->scratch, mark);
     }

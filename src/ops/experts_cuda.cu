@@ -2,20 +2,22 @@
  * packs) goes to fused kernels; everything else to plain grouped products with the activation
  * between them. Neither learns the number of rows of an expert on the host.
  *
- * Rows named by row_token are gathered into scratch first, or, where experts are narrow, in forward
- * by the product that reads them. */
+ * Rows named by row_token are gathered into scratch first; or in forward, where experts are narrow,
+ * by the product that reads them; or in backward, x's, beside the product before. */
 #include "ops/activation_cuda.cuh"
 #include "ops/grouped_matmul_cuda.cuh"
 
 enum {
     BLOCK = 256,
-    GATHER_WIDTH_MAX = 2048, /* of an expert whose first product gathers */
+    GATHER_WIDTH_MAX = 2048,    /* of an expert whose first product gathers */
+    GATHER_DEPTH_MIN = 1024,    /* of that product */
+    COPY_WEIGHTS_MIN = 1 << 20, /* of an expert's fc2, where rows are copied beside d_x */
 };
 
 /* Rows of an operand: those of x, or where row_token is given, the tokens of x that it names. */
 struct operand {
     struct tensor x;
-    const struct tensor *row_token;
+    const struct tensor *row_token, *token_rows;
 };
 
 /* The same operand without row_token, copied where needed. */
@@ -23,7 +25,7 @@ static struct operand gathered(struct stream *stream, struct operand operand,
                                const struct tensor *offsets)
 {
     struct row_gather gather = {};
-    struct operand rows = {operand.x, NULL};
+    struct operand rows = {operand.x, NULL, NULL};
 
     if (operand.row_token == NULL) {
         return operand;
@@ -34,15 +36,24 @@ static struct operand gathered(struct stream *stream, struct operand operand,
     gather.x = &operand.x;
     gather.index = operand.row_token;
     gather.offsets = offsets;
+    gather.token_rows = operand.token_rows;
     row_gather_cuda(stream, &gather);
     return rows;
 }
 
-/* A gather in the product costs a tenth of the product, whose time grows with the experts' width; a
- * copy costs the same at any width. */
+/* A gather in the product costs a part of the product, whose time grows with the experts' width; a
+ * copy costs the same at any width. With little depth, the one warp that then finishes tiles is too
+ * slow. */
 static bool gathers_in_product(const struct experts_forward *op)
 {
-    return op->fc2->dim[2] <= GATHER_WIDTH_MAX;
+    return op->fc2->dim[2] <= GATHER_WIDTH_MAX && op->fc2->dim[1] >= GATHER_DEPTH_MIN;
+}
+
+/* A thread of each multiprocessor copies a row in about a microsecond, for which the product of the
+ * row has to last. */
+static bool copies_beside_product(const struct experts_forward *op)
+{
+    return op->row_token != NULL && op->fc2->dim[1] * op->fc2->dim[2] >= COPY_WEIGHTS_MIN;
 }
 
 static struct tensor scratch_tensor(struct stream *stream, enum dtype dtype, int64_t rows,
@@ -292,18 +303,18 @@ static void hopper_forward(struct stream *stream, const struct experts_forward *
     struct tensor a = scratch_tensor(stream, DTYPE_BF16, op->y->dim[0], op->fc2->dim[2]);
     const struct hopper_fc1 fc1 = {op->pre_activation, &a,          &x->x, x->row_token, op->fc1,
                                    op->offsets,        op->row_prob};
-    const struct grouped_rows fc2 = {op->y, &a, op->fc2, op->offsets, false, NULL, NULL};
+    const struct hopper_fc2 fc2 = {op->y, &a, op->fc2, op->offsets};
 
     hopper_fc1(stream, &fc1);
-    hopper_rows_matmul(stream, &fc2);
+    hopper_fc2(stream, &fc2);
 }
 
 extern "C" void experts_forward_cuda(struct stream *stream, const struct experts_forward *op)
 {
     const bool matrix_units = is_for_matrix_units(op);
-    struct operand x = {*op->x, op->row_token};
+    struct operand x = {*op->x, op->row_token, op->token_rows};
 
-    if (op->pre_activation->dim[0] == 0) {
+    if (op->pre_activation->dim[0] == 0 || op->x->dim[0] == 0) {
         return;
     }
     if (!matrix_units || !gathers_in_product(op)) {
@@ -316,11 +327,15 @@ extern "C" void experts_forward_cuda(struct stream *stream, const struct experts
     }
 }
 
+/* Where x still has a row_token, its rows are copied beside d_x, for fc1's gradient. */
 static void hopper_backward(struct stream *stream, const struct experts_backward *op,
-                            struct tensor *d_h, struct tensor *a, const struct tensor *x,
+                            struct tensor *d_h, struct tensor *a, const struct operand *x,
                             const struct tensor *d_y)
 {
     const struct experts_forward *forward = &op->forward;
+    const bool gathers = x->row_token != NULL;
+    struct tensor x_rows =
+        gathers ? scratch_tensor(stream, DTYPE_BF16, d_h->dim[0], x->x.dim[1]) : x->x;
     const struct hopper_d_fc2 through = {d_h,
                                          a,
                                          op->d_row_prob,
@@ -329,15 +344,17 @@ static void hopper_backward(struct stream *stream, const struct experts_backward
                                          forward->pre_activation,
                                          forward->offsets,
                                          forward->row_prob};
-    const struct grouped_weights d_fc2 = {op->d_fc2, d_y, a, forward->offsets};
-    const struct grouped_weights d_fc1 = {op->d_fc1, d_h, x, forward->offsets};
-    const struct grouped_rows d_x = {op->d_x, d_h,  forward->fc1, forward->offsets,
-                                     true,    NULL, NULL};
+    const struct grouped_weights d_fc2 = {op->d_fc2, d_y, a, forward->offsets, op->overwrite_grads};
+    const struct grouped_weights d_fc1 = {op->d_fc1, d_h, &x_rows, forward->offsets,
+                                          op->overwrite_grads};
+    const struct hopper_d_x d_x = {op->d_x,      gathers ? &x_rows : NULL, d_h,
+                                   forward->fc1, forward->offsets,         &x->x,
+                                   x->row_token};
 
     hopper_d_fc2(stream, &through);
     hopper_weights_matmul(stream, &d_fc2);
+    hopper_d_x(stream, &d_x);
     hopper_weights_matmul(stream, &d_fc1);
-    hopper_rows_matmul(stream, &d_x);
 }
 
 extern "C" void experts_backward_cuda(struct stream *stream, const struct experts_backward *op)
@@ -346,23 +363,35 @@ extern "C" void experts_backward_cuda(struct stream *stream, const struct expert
     const int64_t num_rows = forward->pre_activation->dim[0];
 
     if (num_rows == 0) {
+        if (op->overwrite_grads) {
+            fill_zero_cuda(stream, op->d_fc1);
+            fill_zero_cuda(stream, op->d_fc2);
+        }
         return;
     }
 
     const bool matrix_units =
         is_for_matrix_units(forward) && packable(8, {op->d_y, op->d_x, op->d_fc1, op->d_fc2});
-    const struct operand x = gathered(stream, {*forward->x, forward->row_token}, forward->offsets);
-    const struct operand d_y = gathered(stream, {*op->d_y, op->d_y_row_token}, forward->offsets);
+    struct operand x = {*forward->x, forward->row_token, forward->token_rows};
+
+    if (!matrix_units || !copies_beside_product(forward)) {
+        x = gathered(stream, x, forward->offsets);
+    }
+
+    const struct operand d_y =
+        gathered(stream, {*op->d_y, op->d_y_row_token, forward->token_rows}, forward->offsets);
     struct tensor d_h = scratch_tensor(stream, x.x.dtype, num_rows, forward->fc1->dim[1]);
     struct tensor a = scratch_tensor(stream, x.x.dtype, num_rows, forward->fc2->dim[2]);
 
     if (matrix_units) {
-        hopper_backward(stream, op, &d_h, &a, &x.x, &d_y.x);
+        hopper_backward(stream, op, &d_h, &a, &x, &d_y.x);
         return;
     }
 
-    const struct grouped_weights d_fc2 = {op->d_fc2, &d_y.x, &a, forward->offsets};
-    const struct grouped_weights d_fc1 = {op->d_fc1, &d_h, &x.x, forward->offsets};
+    const struct grouped_weights d_fc2 = {op->d_fc2, &d_y.x, &a, forward->offsets,
+                                          op->overwrite_grads};
+    const struct grouped_weights d_fc1 = {op->d_fc1, &d_h, &x.x, forward->offsets,
+                                          op->overwrite_grads};
     const struct grouped_rows d_x = {op->d_x, &d_h, forward->fc1, forward->offsets,
                                      true,    NULL, NULL};
 

@@ -136,7 +136,8 @@ void grouped_rows_matmul(struct stream *stream, const struct grouped_rows *args)
 
 template <class T>
 __global__ void __launch_bounds__(BLOCK)
-    weights_kernel(float *c, const T *a, const T *b, const int32_t *offsets, int64_t m, int64_t n)
+    weights_kernel(float *c, const T *a, const T *b, const int32_t *offsets, int64_t m, int64_t n,
+                   bool overwrite)
 {
     const int64_t tiles_m = (m + TILE - 1) / TILE, tiles_n = (n + TILE - 1) / TILE;
     const int64_t m0 = blockIdx.x / tiles_n % tiles_m * TILE, n0 = blockIdx.x % tiles_n * TILE;
@@ -152,7 +153,9 @@ __global__ void __launch_bounds__(BLOCK)
             const int64_t column = n0 + threadIdx.x % 16 + 16 * j;
 
             if (row < m && column < n) {
-                c[(e * m + row) * n + column] += acc[i][j];
+                float *to = &c[(e * m + row) * n + column];
+
+                *to = overwrite ? acc[i][j] : *to + acc[i][j];
             }
         }
     }
@@ -166,6 +169,6 @@ void grouped_weights_matmul(struct stream *stream, const struct grouped_weights 
     WITH_ACT(args->a->dtype, {
         LAUNCH(stream, (weights_kernel<T>), num_experts * ceil_div(m, TILE) * ceil_div(n, TILE),
                BLOCK, 0, data_of<float>(args->c), data_of<T>(args->a), data_of<T>(args->b),
-               data_of<int32_t>(args->offsets), m, n);
+               data_of<int32_t>(args->offsets), m, n, args->overwrite);
     });
 }

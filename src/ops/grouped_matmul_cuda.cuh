@@ -19,10 +19,12 @@ struct grouped_rows {
 };
 void grouped_rows_matmul(struct stream *stream, const struct grouped_rows *args);
 
-/* C_e[m, n] += sum over the rows r of e of A[r, m] B[r, n]. C [E,M,N] f32; A [R,M], B [R,N] act. */
+/* C_e[m, n] += (or =, with overwrite) sum over the rows r of e of A[r, m] B[r, n], zero for an
+ * expert without rows. C [E,M,N] f32; A [R,M], B [R,N] act. */
 struct grouped_weights {
     struct tensor *c;
     const struct tensor *a, *b, *offsets;
+    bool overwrite;
 };
 void grouped_weights_matmul(struct stream *stream, const struct grouped_weights *args);
 
@@ -38,17 +40,30 @@ struct hopper_fc1 {
 };
 void hopper_fc1(struct stream *stream, const struct hopper_fc1 *args);
 
-/* Backward through fc2 and SwiGLU: d_a = d_y W2, d_h [R,2F] from it and h, the recomputed
- * a = prob * silu(gate) * up, and d_row_prob = sum_f d_a silu(gate) up. fc2 [E,H,F]. */
+/* Backward through fc2 and SwiGLU: d_a = d_y W2 (rounded to bf16), d_h [R,2F] from it and h, the
+ * recomputed a = prob * silu(gate) * up, and d_row_prob = sum_f d_a silu(gate) up. fc2 [E,H,F]. */
 struct hopper_d_fc2 {
     struct tensor *d_h, *a, *d_row_prob; /* d_row_prob optional */
     const struct tensor *d_y, *fc2, *h, *offsets, *row_prob;
 };
 void hopper_d_fc2(struct stream *stream, const struct hopper_d_fc2 *args);
 
-/* As grouped_rows_matmul without bias, c act; and as grouped_weights_matmul, c at an address that
- * is a multiple of 16. */
-void hopper_rows_matmul(struct stream *stream, const struct grouped_rows *args);
+/* The second half: y = a W2^T. a [R,F], fc2 [E,H,F], y [R,H]. */
+struct hopper_fc2 {
+    struct tensor *y;
+    const struct tensor *a, *fc2, *offsets;
+};
+void hopper_fc2(struct stream *stream, const struct hopper_fc2 *args);
+
+/* d_x = d_h W1. Beside the product, where x_rows [R,H] is given, the rows of x that row_token names
+ * are copied to it, for the gradient of fc1. */
+struct hopper_d_x {
+    struct tensor *d_x, *x_rows; /* x_rows optional */
+    const struct tensor *d_h, *fc1, *offsets, *x, *row_token;
+};
+void hopper_d_x(struct stream *stream, const struct hopper_d_x *args);
+
+/* As grouped_weights_matmul, c at an address that is a multiple of 16. */
 void hopper_weights_matmul(struct stream *stream, const struct grouped_weights *args);
 
 #endif

@@ -16,6 +16,7 @@ struct tile_grid {
     int tile_rows;
     int raster; /* pairs of tiles of M walked for each tile of N, so that both stay in the L2 cache
                  */
+    bool empty_too; /* an expert without rows has tiles_m too */
 };
 
 /* In shared memory, [E+1] each: the experts' rows and the number of tiles before each. */
@@ -49,7 +50,7 @@ static inline int schedule_bytes(int num_experts)
 __device__ inline int expert_tiles_m(const struct tile_grid &grid, int num_rows)
 {
     if (grid.tiles_m > 0) {
-        return num_rows > 0 ? grid.tiles_m : 0;
+        return num_rows > 0 || grid.empty_too ? grid.tiles_m : 0;
     }
     return (num_rows + grid.tile_rows - 1) / grid.tile_rows;
 }

@@ -143,6 +143,22 @@ __device__ inline void tma_store_3d_once(const CUtensorMap *map, const void *fro
                  : "memory");
 }
 
+/* num_bytes, a multiple of 16, that lie together. */
+__device__ inline void bulk_load(void *to, const void *from, int num_bytes, uint64_t *barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+                 "l"(from), "r"(num_bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+
+__device__ inline void bulk_store(void *to, const void *from, int num_bytes)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
+                 "r"(shared_address(from)), "r"(num_bytes)
+                 : "memory");
+}
+
 /* Closes a group of the calling thread's stores. */
 __device__ inline void tma_commit(void)
 {
@@ -171,6 +187,16 @@ __device__ inline void copy_async(void *to, const void *from, int num_bytes)
                  : "memory");
 }
 
+/* Four matrices of 8 x 8 bf16, in the layout of the accumulators; lane 8 i + r names where row r of
+ * matrix i goes. */
+__device__ inline void matrices_store(void *row, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                     shared_address(row)),
+                 "r"(a), "r"(b), "r"(c), "r"(d)
+                 : "memory");
+}
+
 /* ---- the matrix units ---- */
 
 __device__ inline void wgmma_begin(void)
@@ -188,17 +214,15 @@ template <int PENDING> __device__ inline void wgmma_wait(void)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-/* A tile in shared memory as wgmma reads it, swizzled by lines. Along k (a line is 64 or 32 k of
- * one row of M or N): groups of 8 lines. By rows (a line is one k, 64 of M or N): groups of 8 k,
- * and boxes of 64 of M or N, box_bytes apart. */
-template <bool BY_ROWS, int LINE_BYTES = 128>
-__device__ inline uint64_t tile_descriptor(const void *tile, int box_bytes)
+/* A tile in shared memory as wgmma reads it, in swizzled lines of 128 bytes. Along k (a line is 64
+ * k of one row of M or N): groups of 8 lines. By rows (a line is one k, 64 of M or N): groups of 8
+ * k, and boxes of 64 of M or N, box_bytes apart. */
+template <bool BY_ROWS> __device__ inline uint64_t tile_descriptor(const void *tile, int box_bytes)
 {
     const uint64_t address = (shared_address(tile) & 0x3ffff) >> 4;
-    const uint64_t leading = BY_ROWS ? box_bytes >> 4 : 1, stride = 8 * LINE_BYTES >> 4;
-    const uint64_t swizzle = LINE_BYTES == 128 ? 1 : 2;
+    const uint64_t leading = BY_ROWS ? box_bytes >> 4 : 1, stride = 1024 >> 4;
 
-    return address | leading << 16 | stride << 32 | swizzle << 62;
+    return address | leading << 16 | stride << 32 | (uint64_t)1 << 62;
 }
 
 /* d [64,256] (+)= a [64,16] b [16,256]. */
@@ -244,6 +268,34 @@ __device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool add)
         : "l"(a), "l"(b), "r"(add ? 1 : 0), "n"(A_BY_ROWS ? 1 : 0), "n"(B_BY_ROWS ? 1 : 0));
 }
 
+/* d [64,128] (+)= a [64,16] b [16,128]. */
+template <bool A_BY_ROWS, bool B_BY_ROWS>
+__device__ inline void wgmma(float (&d)[64], uint64_t a, uint64_t b, bool add)
+{
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+        "}, %64, %65, p, 1, 1, %67, %68;\n"
+        "}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+          "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+          "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
+          "+f"(d[63])
+        : "l"(a), "l"(b), "r"(add ? 1 : 0), "n"(A_BY_ROWS ? 1 : 0), "n"(B_BY_ROWS ? 1 : 0));
+}
+
 /* ---- on the host ---- */
 
 typedef CUresult encode_function(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
@@ -279,14 +331,12 @@ struct tensor_view {
 static inline CUtensorMap tensor_map_of_view(const struct tensor_view *x)
 {
     const cuuint32_t steps[4] = {1, 1, 1, 1};
-    const bool wide = x->box[0] * dtype_size_bytes(x->dtype) == 128;
     CUtensorMap map;
     const CUresult result = tensor_map_encode()(
         &map,
         x->dtype == DTYPE_F32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         (cuuint32_t)x->num_dims, x->data, x->dims, x->stride_bytes, x->box, steps,
-        CU_TENSOR_MAP_INTERLEAVE_NONE,
-        wide ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 
     CHECK(result == CUDA_SUCCESS, "no tensor map of %d dims, %lld x %lld: error %d", x->num_dims,

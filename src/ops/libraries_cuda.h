@@ -15,6 +15,7 @@
     X(cublasLtCreate)                                                                              \
     X(cublasLtGetStatusString)                                                                     \
     X(cublasLtMatmul)                                                                              \
+    X(cublasLtMatmulAlgoConfigGetAttribute)                                                        \
     X(cublasLtMatmulAlgoGetHeuristic)                                                              \
     X(cublasLtMatmulDescInit_internal)                                                             \
     X(cublasLtMatmulDescSetAttribute)                                                              \

@@ -1,6 +1,8 @@
 /* RMSNorm and LayerNorm: a block a row; what a thread reads again it finds in the L1 cache. The
  * gradients of the weights are summed over rows in two levels: a block goes through many rows and
  * keeps its sums in shared memory, each element touched by one thread only. */
+#include <cuda_pipeline.h>
+
 #include "ops/column_sums_cuda.cuh"
 
 enum { BLOCK = 256, BACKWARD_BLOCKS_MAX = 528 };
@@ -176,15 +178,77 @@ template <int N, class T> __global__ void norm_backward_kernel(norm_args<T> a)
     }
 }
 
-enum { KEPT = 2 }; /* packs of a row of a thread that keeps its row in registers */
+/* Packs of a row of a thread of the kernel below, and rows on their way at a time. */
+enum { KEPT = 2, ROWS_AHEAD = 3, ROW_TENSORS = 3, BLOCKS_A_MULTIPROCESSOR = 2 };
+
+static const int rmsnorm_backward_bytes = ROWS_AHEAD * ROW_TENSORS * KEPT * BLOCK * 16;
+
+/* This thread's packs of a row of x, d_y and d_residual, copied to its places (BLOCK apart) while
+ * it works on other rows. */
+template <class T>
+__device__ inline void row_copy_start(uint4 *places, const norm_args<T> &a, int64_t row)
+{
+    const T *const from[ROW_TENSORS] = {a.x, a.d_y, a.d_residual};
+    constexpr int N = 16 / sizeof(T);
+
+#pragma unroll
+    for (int k = 0; k < ROW_TENSORS * KEPT; k++) {
+        const int64_t i = (k % KEPT * BLOCK + threadIdx.x) * N;
+
+        if (row < a.num_rows && i < a.width && from[k / KEPT] != NULL) {
+            __pipeline_memcpy_async(places + k * BLOCK, from[k / KEPT] + row * a.width + i, 16);
+        }
+    }
+    __pipeline_commit();
+}
+
+template <int N, class T> __device__ inline void place_read(float (&to)[N], const uint4 *place)
+{
+    load<N>(to, (const T *)place, 0);
+}
+
+/* d_x of a row from its sum of g * n / width; the residual is the third tensor of its places. */
+template <class T>
+__device__ inline void rmsnorm_row_finish(const norm_args<T> &a, const uint4 *places,
+                                          const float (&w)[KEPT][16 / sizeof(T)], int64_t row,
+                                          float sum)
+{
+    constexpr int N = 16 / sizeof(T);
+    const float inv_std = a.inv_std[row];
+
+#pragma unroll
+    for (int c = 0; c < KEPT; c++) {
+        const int64_t i = (c * BLOCK + threadIdx.x) * N;
+        float x[N], d_y[N], residual[N] = {0.0f};
+
+        if (i >= a.width) {
+            continue;
+        }
+        place_read<N, T>(x, places + c * BLOCK);
+        place_read<N, T>(d_y, places + (KEPT + c) * BLOCK);
+        if (a.d_residual != NULL) {
+            place_read<N, T>(residual, places + (2 * KEPT + c) * BLOCK);
+        }
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            x[j] = inv_std * (d_y[j] * w[c][j] - x[j] * inv_std * sum) + residual[j];
+        }
+        store<N>(a.d_x, row * a.width + i, x);
+    }
+}
 
 /* The same for RMSNorm rows of at most KEPT packs a thread: a row is read once, and the sums of d_w
- * stay in registers. */
-template <int N, class T>
-__global__ void __launch_bounds__(BLOCK) rmsnorm_backward_kernel(norm_args<T> a)
+ * stay in registers. Shared memory: [ROWS_AHEAD][ROW_TENSORS][KEPT][BLOCK] packs; a thread touches
+ * its own only. */
+template <class T>
+__global__ void __launch_bounds__(BLOCK, BLOCKS_A_MULTIPROCESSOR)
+    rmsnorm_backward_kernel(norm_args<T> a)
 {
+    constexpr int N = 16 / sizeof(T), ROW_PLACES = ROW_TENSORS * KEPT * BLOCK;
+    extern __shared__ uint4 staged[];
     __shared__ float buffer[32];
     float w[KEPT][N] = {}, d_w[KEPT][N] = {};
+    int slot = 0;
 
 #pragma unroll
     for (int c = 0; c < KEPT; c++) {
@@ -198,51 +262,34 @@ __global__ void __launch_bounds__(BLOCK) rmsnorm_backward_kernel(norm_args<T> a)
             }
         }
     }
+    for (int ahead = 0; ahead < ROWS_AHEAD; ahead++) {
+        row_copy_start(staged + ahead * ROW_PLACES + threadIdx.x, a,
+                       blockIdx.x + (int64_t)ahead * gridDim.x);
+    }
     for (int64_t row = blockIdx.x; row < a.num_rows; row += gridDim.x) {
+        uint4 *places = staged + slot * ROW_PLACES + threadIdx.x;
         const float inv_std = a.inv_std[row];
-        pack<T, N> x[KEPT] = {}, d_y[KEPT] = {}, residual[KEPT] = {};
         float sum = 0.0f;
 
+        __pipeline_wait_prior(ROWS_AHEAD - 1);
 #pragma unroll
         for (int c = 0; c < KEPT; c++) {
-            const int64_t i = (c * BLOCK + threadIdx.x) * N, at = row * a.width + i;
+            float x[N] = {0.0f}, d_y[N] = {0.0f};
 
-            if (i < a.width) {
-                x[c] = *(const pack<T, N> *)(a.x + at);
-                d_y[c] = *(const pack<T, N> *)(a.d_y + at);
-                if (a.d_residual != NULL) {
-                    residual[c] = *(const pack<T, N> *)(a.d_residual + at);
-                }
+            if ((c * BLOCK + threadIdx.x) * N < a.width) {
+                place_read<N, T>(x, places + c * BLOCK);
+                place_read<N, T>(d_y, places + (KEPT + c) * BLOCK);
             }
-        }
-#pragma unroll
-        for (int c = 0; c < KEPT; c++) {
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                const float n = to_float(x[c].values[j]) * inv_std;
-                const float d = to_float(d_y[c].values[j]);
-
-                d_w[c][j] += d * n;
-                sum += d * w[c][j] * n;
+                d_w[c][j] += d_y[j] * x[j] * inv_std;
+                sum += d_y[j] * w[c][j] * (x[j] * inv_std);
             }
         }
         sum = block_sum(sum, buffer) / (float)a.width;
-#pragma unroll
-        for (int c = 0; c < KEPT; c++) {
-            const int64_t i = (c * BLOCK + threadIdx.x) * N;
-            float d_x[N];
-
-#pragma unroll
-            for (int j = 0; j < N; j++) {
-                const float n = to_float(x[c].values[j]) * inv_std;
-
-                d_x[j] = inv_std * (to_float(d_y[c].values[j]) * w[c][j] - n * sum) +
-                         (a.d_residual != NULL ? to_float(residual[c].values[j]) : 0.0f);
-            }
-            if (i < a.width) {
-                store<N>(a.d_x, row * a.width + i, d_x);
-            }
-        }
+        rmsnorm_row_finish(a, places, w, row, sum);
+        row_copy_start(places, a, row + (int64_t)ROWS_AHEAD * gridDim.x);
+        slot = slot + 1 < ROWS_AHEAD ? slot + 1 : 0;
     }
 #pragma unroll
     for (int c = 0; c < KEPT; c++) {
@@ -254,11 +301,24 @@ __global__ void __launch_bounds__(BLOCK) rmsnorm_backward_kernel(norm_args<T> a)
     }
 }
 
+template <class T>
+static void rmsnorm_backward_launch(struct stream *stream, int64_t num_blocks,
+                                    const norm_args<T> &a)
+{
+    CUDA_CHECK(cudaFuncSetAttribute(rmsnorm_backward_kernel<T>,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    rmsnorm_backward_bytes));
+    LAUNCH(stream, (rmsnorm_backward_kernel<T>), num_blocks, BLOCK, rmsnorm_backward_bytes, a);
+}
+
 template <int N, class T>
 static void norm_backward_launch(struct stream *stream, const struct norm_backward *op)
 {
     const int64_t width = op->x->dim[1], num_rows = op->x->dim[0];
-    const int64_t num_blocks = num_rows < BACKWARD_BLOCKS_MAX ? num_rows : BACKWARD_BLOCKS_MAX;
+    const bool in_registers = N > 1 && op->kind == NORM_RMSNORM && width <= KEPT * BLOCK * N;
+    const int64_t blocks_max =
+        in_registers ? BLOCKS_A_MULTIPROCESSOR * num_multiprocessors() : BACKWARD_BLOCKS_MAX;
+    const int64_t num_blocks = num_rows < blocks_max ? num_rows : blocks_max;
     const int64_t stride = op->kind == NORM_LAYERNORM ? 2 * width : width;
     const size_t shared_bytes = (size_t)stride * sizeof(float);
     norm_args<T> a = {};
@@ -275,8 +335,8 @@ static void norm_backward_launch(struct stream *stream, const struct norm_backwa
     a.num_rows = num_rows;
     a.width = width;
     a.partial = (float *)arena_allocate(stream->scratch, (size_t)(num_blocks * stride) * 4);
-    if (!a.layernorm && width <= KEPT * BLOCK * N) {
-        LAUNCH(stream, (rmsnorm_backward_kernel<N, T>), num_blocks, BLOCK, 0, a);
+    if (in_registers) {
+        rmsnorm_backward_launch(stream, num_blocks, a);
     } else {
         CHECK(shared_bytes <= 227 * 1024 - 256, "norm of %lld columns", (long long)width);
         CUDA_CHECK(cudaFuncSetAttribute(norm_backward_kernel<N, T>,

@@ -24,6 +24,7 @@
 
 #include "base/rng.h"
 #include "device/device.h"
+#include "tensor/box.h"
 #include "tensor/tensor.h"
 
 /* c[M,N] = op(a)[M,K] op(b)[K,N] (+ bias[N]), or c += with accumulate. a and b are act (same
@@ -250,14 +251,6 @@ struct router_topk {
     const struct tensor *logits;
     const struct tensor *selection, *expert_bias; /* optional */
 };
-/* d_logits[T,E] f32 += through probs; the selection carries no gradient. indices are those of
- * forward, before router_drop; d_probs of a dropped slot is 0. */
-struct router_topk_backward {
-    struct router_rule rule;
-    struct tensor *d_logits;
-    const struct tensor *d_probs, *logits, *indices;
-};
-
 /* Sinkhorn balancing (M1.9) of exp(logits), in f32, computed with the row maximum taken out (which
  * the row scaling cancels): assignment [T,E]. Stops when the mean change of the column scale is <=
  * tolerance. */
@@ -283,22 +276,40 @@ struct router_balance_loss {
     const struct tensor *counts, *score_sums;
     float factor;
 };
-/* d_logits[T,E] f32 += scale * d/d_logits sum_{c,e} counts[c,e] * score_sums[c,e]; counts are
- * constants. */
-struct router_balance_backward {
-    enum router_score score;
-    struct tensor *d_logits;
-    const struct tensor *logits, *counts;
-    float scale;
+/* loss [1] f32 = factor * mean_t logsumexp(logits_t)^2 (Zoph et al. 2022). */
+struct router_z_loss {
+    struct tensor *loss;
+    const struct tensor *logits;
+    float factor;
 };
 
-/* loss [1] f32 = factor * mean_t logsumexp(logits_t)^2 (Zoph et al. 2022). d_logits, where given,
- * is
- * += d_scale * d(mean_t ...)/d_logits. Either output may be NULL. */
-struct router_z_loss {
-    struct tensor *loss, *d_logits;
+/* Of a balancing loss: scale times the gradient of sum_{c,e} counts[c,e] * score_sums[c,e]. */
+struct router_balance_term {
+    const struct tensor *counts; /* [C,E] f32, constants */
+    float scale;
+};
+enum { ROUTER_BALANCE_TERMS_MAX = 3 };
+
+/* d_logits[T,E] f32 = through probs, where d_probs [T,K] f32 is given (the selection carries no
+ * gradient; indices are those of forward, before router_drop; d_probs of a dropped slot is 0), plus
+ * the balancing losses' terms, plus z_scale * d(mean_t logsumexp(logits_t)^2). */
+struct router_backward {
+    struct router_rule rule; /* its score is the balancing losses' too */
+    struct tensor *d_logits;
     const struct tensor *logits;
-    float factor, d_scale;
+    const struct tensor *d_probs, *indices; /* optional */
+    struct router_balance_term balance[ROUTER_BALANCE_TERMS_MAX];
+    int num_balance_terms;
+    float z_scale;
+};
+
+/* Of logits = x W^T: d_weight[E,H] f32 += d_logits^T x (= with overwrite_grads), d_x[T,H] +=
+ * d_logits W. x, weight: act, d_x: act or f32. d_logits [T,E] f32 enters the products with at least
+ * 16 bits of its fraction, and every sum is f32 (M1.11). */
+struct router_linear_backward {
+    struct tensor *d_x, *d_weight;
+    const struct tensor *d_logits, *x, *weight;
+    bool overwrite_grads;
 };
 
 enum drop_policy { DROP_BY_PROBS, DROP_BY_POSITION };
@@ -330,11 +341,13 @@ struct slot_gather {
     const struct tensor *d_row_prob, *row_of;
 };
 
-/* y[r,:] = x[index[r],:] for r < num_rows, num_rows = offsets[E] where offsets is given, else R. */
+/* y[r,:] = x[index[r],:] for r < num_rows, num_rows = offsets[E] where offsets is given, else R.
+ * token_rows [T,K] says the same the other way round, where every such row is in it once: the rows
+ * r with index[r] = t, -1 for none; it lets a row of x be read once. */
 struct row_gather {
     struct tensor *y;
     const struct tensor *x, *index;
-    const struct tensor *offsets; /* optional */
+    const struct tensor *offsets, *token_rows; /* optional */
 };
 
 /* y[t,:] = sum over k of rows[row_of[t,k],:], in slot order, in f32, rounded once (+ y with
@@ -347,22 +360,27 @@ struct row_sum {
 
 /* The experts' feed-forward on rows grouped by expert (rows offsets[e] .. offsets[e+1]-1 belong to
  * e): h = x W1^T + b1,  a = prob * act(h),  y = a W2^T + prob * b2. x: rows [R,H], or with
- * row_token tokens [T,H] that are gathered. fc1 [E,F1,H] (F1 = 2F for SwiGLU: gate rows first), fc2
- * [E,H,F], biases [E,F1], [E,H] optional, prob [R] f32 optional (1). Outputs: y [R,H],
- * pre_activation h [R,F1], all act. Rows from offsets[E] on are neither read nor written. */
+ * row_token tokens [T,H] that are gathered (token_rows: see row_gather). fc1 [E,F1,H] (F1 = 2F for
+ * SwiGLU: gate rows first), fc2 [E,H,F], biases [E,F1], [E,H] optional, prob [R] f32 optional (1).
+ * Outputs: y [R,H], pre_activation h [R,F1], all act. Rows from offsets[E] on are neither read nor
+ * written. */
 struct experts_forward {
     enum activation_kind activation;
     struct tensor *y, *pre_activation;
     const struct tensor *x, *row_token, *offsets, *row_prob;
+    const struct tensor *token_rows; /* optional */
     const struct tensor *fc1, *fc2, *fc1_bias, *fc2_bias;
 };
-/* From d_y (rows [R,H], or with d_y_row_token tokens [T,H] that are gathered):
+/* From d_y (rows [R,H], or with d_y_row_token tokens [T,H] that are gathered, by the same
+ * token_rows where those are given):
  *   d_x rows [R,H], d_row_prob [R] f32 (with row_prob), and f32 +=: d_fc1, d_fc2, d_fc1_bias,
- * d_fc2_bias. */
+ * d_fc2_bias. With overwrite_grads d_fc1 and d_fc2 are replaced, by zeros for an expert without
+ * rows; the biases' gradients are still added to. */
 struct experts_backward {
     struct experts_forward forward; /* its inputs and pre_activation; y is not needed */
     const struct tensor *d_y, *d_y_row_token;
     struct tensor *d_x, *d_row_prob, *d_fc1, *d_fc2, *d_fc1_bias, *d_fc2_bias;
+    bool overwrite_grads;
 };
 
 /* ---- optimizer: flat ranges of n elements ---- */
@@ -417,6 +435,16 @@ struct random_normal {
     struct rng_key key;
 };
 
+/* Initial weights: x holds a box of a tensor of global_shape; its element at global index i becomes
+ * std * standard normal number (key, 0, i), rounded once. act. */
+struct initial_normal {
+    struct tensor *x;
+    struct rng_key key;
+    float std;
+    struct box box;
+    int64_t global_shape[TENSOR_DIMS_MAX];
+};
+
 /* Every op takes the stream and its arguments. X(name, argument struct). */
 #define OPS_LIST(X)                                                                                \
     X(matmul, matmul)                                                                              \
@@ -441,12 +469,12 @@ struct random_normal {
     X(linear_combination, linear_combination)                                                      \
     X(add, add)                                                                                    \
     X(router_topk_forward, router_topk)                                                            \
-    X(router_topk_backward, router_topk_backward)                                                  \
     X(router_sinkhorn, router_sinkhorn)                                                            \
     X(router_balance, router_balance)                                                              \
     X(router_balance_loss, router_balance_loss)                                                    \
-    X(router_balance_backward, router_balance_backward)                                            \
     X(router_z_loss, router_z_loss)                                                                \
+    X(router_backward, router_backward)                                                            \
+    X(router_linear_backward, router_linear_backward)                                              \
     X(router_drop, router_drop)                                                                    \
     X(permutation, permutation)                                                                    \
     X(slot_gather, slot_gather)                                                                    \
@@ -460,7 +488,8 @@ struct random_normal {
     X(zero_count, zero_count)                                                                      \
     X(clip_scale, clip_scale)                                                                      \
     X(expert_bias_update, expert_bias_update)                                                      \
-    X(random_normal, random_normal)
+    X(random_normal, random_normal)                                                                \
+    X(initial_normal, initial_normal)
 
 struct ops {
     const char *backend;

@@ -33,21 +33,6 @@ void check_router_topk_forward(const struct router_topk *a)
     expect_rule(&a->rule, e, a->probs->dim[1]);
 }
 
-void check_router_topk_backward(const struct router_topk_backward *a)
-{
-    int64_t t, e;
-
-    EXPECT_DIMS(a->logits, 2);
-    EXPECT_DIMS(a->d_probs, 2);
-    t = a->logits->dim[0];
-    e = a->logits->dim[1];
-    EXPECT(a->logits, DTYPE_F32, t, e);
-    EXPECT(a->d_logits, DTYPE_F32, t, e);
-    EXPECT(a->d_probs, DTYPE_F32, t, a->d_probs->dim[1]);
-    EXPECT(a->indices, DTYPE_I32, t, a->d_probs->dim[1]);
-    expect_rule(&a->rule, e, a->d_probs->dim[1]);
-}
-
 void check_router_sinkhorn(const struct router_sinkhorn *a)
 {
     EXPECT_DIMS(a->logits, 2);
@@ -87,26 +72,50 @@ void check_router_balance_loss(const struct router_balance_loss *a)
     EXPECT(a->loss, DTYPE_F32, 1);
 }
 
-void check_router_balance_backward(const struct router_balance_backward *a)
-{
-    int64_t t, e;
-
-    EXPECT_DIMS(a->logits, 2);
-    EXPECT_DIMS(a->counts, 2);
-    t = a->logits->dim[0];
-    e = a->logits->dim[1];
-    EXPECT(a->logits, DTYPE_F32, t, e);
-    EXPECT(a->d_logits, DTYPE_F32, t, e);
-    EXPECT(a->counts, DTYPE_F32, a->counts->dim[0], e);
-    expect_columns(t, a->counts->dim[0]);
-}
-
 void check_router_z_loss(const struct router_z_loss *a)
 {
     EXPECT_DIMS(a->logits, 2);
     EXPECT(a->logits, DTYPE_F32, a->logits->dim[0], a->logits->dim[1]);
-    EXPECT_OPTIONAL(a->loss, DTYPE_F32, 1);
-    EXPECT_OPTIONAL(a->d_logits, DTYPE_F32, a->logits->dim[0], a->logits->dim[1]);
+    EXPECT(a->loss, DTYPE_F32, 1);
+}
+
+void check_router_backward(const struct router_backward *a)
+{
+    int64_t t, e;
+
+    EXPECT_DIMS(a->logits, 2);
+    t = a->logits->dim[0];
+    e = a->logits->dim[1];
+    EXPECT(a->logits, DTYPE_F32, t, e);
+    EXPECT(a->d_logits, DTYPE_F32, t, e);
+    if (a->d_probs != NULL) {
+        EXPECT(a->d_probs, DTYPE_F32, t, a->rule.topk);
+        EXPECT(a->indices, DTYPE_I32, t, a->rule.topk);
+        expect_rule(&a->rule, e, a->rule.topk);
+    }
+    CHECK(a->num_balance_terms >= 0 && a->num_balance_terms <= ROUTER_BALANCE_TERMS_MAX,
+          "%d balancing losses", a->num_balance_terms);
+    for (int i = 0; i < a->num_balance_terms; i++) {
+        EXPECT_DIMS(a->balance[i].counts, 2);
+        EXPECT(a->balance[i].counts, DTYPE_F32, a->balance[i].counts->dim[0], e);
+        expect_columns(t, a->balance[i].counts->dim[0]);
+    }
+}
+
+void check_router_linear_backward(const struct router_linear_backward *a)
+{
+    int64_t t, e, h;
+
+    EXPECT_DIMS(a->x, 2);
+    EXPECT_DIMS(a->weight, 2);
+    EXPECT_DIMS(a->d_x, 2);
+    t = a->x->dim[0];
+    h = a->x->dim[1];
+    e = a->weight->dim[0];
+    EXPECT(a->weight, a->x->dtype, e, h);
+    EXPECT(a->d_logits, DTYPE_F32, t, e);
+    EXPECT(a->d_weight, DTYPE_F32, e, h);
+    EXPECT(a->d_x, a->d_x->dtype == DTYPE_F32 ? DTYPE_F32 : a->x->dtype, t, h);
 }
 
 void check_router_drop(const struct router_drop *a)
@@ -154,6 +163,7 @@ void check_row_gather(const struct row_gather *a)
     EXPECT(a->x, a->y->dtype, a->x->dim[0], a->y->dim[1]);
     EXPECT(a->index, DTYPE_I32, a->y->dim[0]);
     EXPECT_OPTIONAL(a->offsets, DTYPE_I32, a->offsets->dim[0]);
+    EXPECT_OPTIONAL(a->token_rows, DTYPE_I32, a->x->dim[0], a->token_rows->dim[1]);
 }
 
 void check_row_sum(const struct row_sum *a)
@@ -186,6 +196,7 @@ static void expect_experts(const struct experts_forward *a)
     EXPECT_OPTIONAL(a->fc1_bias, a->x->dtype, e, f1);
     EXPECT_OPTIONAL(a->fc2_bias, a->x->dtype, e, h);
     EXPECT_OPTIONAL(a->row_token, DTYPE_I32, num_rows);
+    EXPECT_OPTIONAL(a->token_rows, DTYPE_I32, a->x->dim[0], a->token_rows->dim[1]);
     EXPECT_OPTIONAL(a->row_prob, DTYPE_F32, num_rows);
     EXPECT(a->offsets, DTYPE_I32, e + 1);
 }
@@ -290,4 +301,12 @@ void check_random_normal(const struct random_normal *a)
     EXPECT_DIMS(a->x, 2);
     EXPECT(a->x, DTYPE_F32, a->x->dim[0], a->x->dim[1]);
     EXPECT(a->token_id, DTYPE_I64, a->x->dim[0]);
+}
+
+void check_initial_normal(const struct initial_normal *a)
+{
+    EXPECT_DIMS(a->x, a->box.num_dims);
+    CHECK(box_inside(&a->box, a->global_shape), "the box is not inside its tensor");
+    CHECK(tensor_num_elements(a->x) == box_num_elements(&a->box), "%lld elements for a box of %lld",
+          (long long)tensor_num_elements(a->x), (long long)box_num_elements(&a->box));
 }

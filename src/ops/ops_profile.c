@@ -11,6 +11,7 @@
 struct op_call {
     const char *name;
     char detail[40]; /* "" or the sizes */
+    struct op_cost cost;
     void *from, *to; /* marks, until the stop */
     double start_ms, duration_ms;
 };
@@ -20,6 +21,7 @@ struct op_kind {
     const struct op_call *first;
     int num_calls;
     double total_ms;
+    struct op_cost cost;
 };
 
 static struct {
@@ -51,30 +53,39 @@ static void end(struct stream *stream)
     }
 }
 
-static void describe_matmul(const void *args)
+static void describe_matmul(struct op_call *call, const void *args)
 {
     const struct matmul *a = args;
-    struct op_call *call = &profile.calls[profile.num_calls - 1];
 
-    if (profile.depth == 1) {
-        snprintf(call->detail, sizeof call->detail, "%lld x %lld x %lld%s", (long long)a->c->dim[0],
-                 (long long)a->c->dim[1], (long long)a->a->dim[a->transpose_a ? 0 : 1],
-                 a->accumulate ? " +=" : "");
-    }
+    snprintf(call->detail, sizeof call->detail, "%lld x %lld x %lld%s", (long long)a->c->dim[0],
+             (long long)a->c->dim[1], (long long)a->a->dim[a->transpose_a ? 0 : 1],
+             a->accumulate ? " +=" : "");
 }
 
-static void describe_nothing(const void *args)
+static void describe_nothing(struct op_call *call, const void *args)
 {
 }
 
 #define DESCRIBE(args)                                                                             \
     _Generic(args, const struct matmul * : describe_matmul, default : describe_nothing)
 
+/* Of an op that is not part of another. */
+static struct op_call *outer_call(void)
+{
+    return profile.depth == 1 ? &profile.calls[profile.num_calls - 1] : NULL;
+}
+
 #define PROFILED(name, args)                                                                       \
     static void name##_profiled(struct stream *stream, const struct args *args_)                   \
     {                                                                                              \
+        struct op_call *call;                                                                      \
+                                                                                                   \
         begin(stream, #name);                                                                      \
-        DESCRIBE(args_)(args_);                                                                    \
+        call = outer_call();                                                                       \
+        if (call != NULL) {                                                                        \
+            DESCRIBE(args_)(call, args_);                                                          \
+            call->cost = OP_COST(args_);                                                           \
+        }                                                                                          \
         profile.ops->name(stream, args_);                                                          \
         end(stream);                                                                               \
     }
@@ -83,7 +94,13 @@ OPS_LIST(PROFILED)
 
 static void fill_zero_profiled(struct stream *stream, struct tensor *x)
 {
+    struct op_call *call;
+
     begin(stream, "fill_zero");
+    call = outer_call();
+    if (call != NULL) {
+        call->cost = op_cost_fill_zero(x);
+    }
     profile.ops->fill_zero(stream, x);
     end(stream);
 }
@@ -99,6 +116,11 @@ void ops_profile_start(struct stream *stream)
     profile.num_calls = 0;
     table.backend = profile.ops->backend;
     stream->ops = &table;
+}
+
+bool ops_profile_is_running(void)
+{
+    return profile.ops != NULL;
 }
 
 void ops_profile_stop(struct stream *stream)
@@ -138,10 +160,39 @@ static int add_to_kinds(struct op_kind *kinds, int num_kinds, const struct op_ca
     }
     kinds[k].num_calls++;
     kinds[k].total_ms += call->duration_ms;
+    kinds[k].cost.flops += call->cost.flops;
+    kinds[k].cost.bytes += call->cost.bytes;
     return num_kinds;
 }
 
-void ops_profile_print(FILE *file)
+/* In units of 10^9 where it is little. */
+static void print_scaled(FILE *file, double rate, const char *unit)
+{
+    fprintf(file, " %8.2f %c%s/s", rate >= 1e12 ? rate / 1e12 : rate / 1e9,
+            rate >= 1e12 ? 'T' : 'G', unit);
+}
+
+/* What the op reached: of operations, of bytes, and of the roof. */
+static void print_rates(FILE *file, const struct op_kind *kind, const struct op_roof *roof)
+{
+    const double seconds = kind->total_ms / 1e3;
+    const double at_roof = op_cost_seconds(&kind->cost, roof);
+
+    if (seconds <= 0.0 || kind->cost.bytes <= 0.0) {
+        return;
+    }
+    if (kind->cost.flops > 0.0) {
+        print_scaled(file, kind->cost.flops / seconds, "FLOP");
+    } else {
+        fprintf(file, " %16s", "");
+    }
+    print_scaled(file, kind->cost.bytes / seconds, "B");
+    if (at_roof > 0.0) {
+        fprintf(file, " %5.1f %% of the roof", 100.0 * at_roof / seconds);
+    }
+}
+
+void ops_profile_print(FILE *file, const struct op_roof *roof)
 {
     struct op_kind *kinds = calloc((size_t)profile.num_calls + 1, sizeof *kinds);
     int num_kinds = 0;
@@ -155,9 +206,11 @@ void ops_profile_print(FILE *file)
     }
     qsort(kinds, (size_t)num_kinds, sizeof *kinds, by_total);
     for (int k = 0; k < num_kinds; k++) {
-        fprintf(file, "%-26s %-28s %5d calls %10.3f ms %5.1f %%\n", kinds[k].first->name,
+        fprintf(file, "%-26s %-28s %5d calls %10.3f ms %5.1f %%", kinds[k].first->name,
                 kinds[k].first->detail, kinds[k].num_calls, kinds[k].total_ms,
                 100.0 * kinds[k].total_ms / whole_ms);
+        print_rates(file, &kinds[k], roof);
+        fprintf(file, "\n");
     }
     fprintf(file, "%-26s %-28s %5d calls %10.3f ms %5.1f %%\n", "in no op", "", profile.num_calls,
             whole_ms - busy_ms, 100.0 * (whole_ms - busy_ms) / whole_ms);

@@ -3,7 +3,7 @@
  * whole numbers meet in atomics, so the result is the same every time. */
 #include "ops/ops_cuda_internal.cuh"
 
-enum { CHUNK = 256, WARPS = CHUNK / 32, BLOCK = 256 };
+enum { CHUNK = 1024, CHUNK_WARPS = CHUNK / 32, BLOCK = 256, WARPS = BLOCK / 32 };
 
 /* counts [chunks, E]: slots of each expert in a chunk. Shared memory: [E]. */
 __global__ void expert_counts_kernel(int32_t *counts, const int32_t *indices, int64_t num_slots,
@@ -100,10 +100,10 @@ struct placement {
 };
 
 /* A slot's row: where its expert begins, its slots in earlier chunks, in earlier warps of the
- * chunk, in earlier lanes of the warp. Shared memory: [WARPS][E] counts. */
+ * chunk, in earlier lanes of the warp. Shared memory: [CHUNK_WARPS][E] counts. */
 __global__ void place_kernel(struct placement p)
 {
-    extern __shared__ int32_t warp_counts[];
+    extern __shared__ uint16_t warp_counts[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int64_t slot = (int64_t)blockIdx.x * CHUNK + threadIdx.x;
     const int expert = slot < p.num_slots ? p.indices[slot] : -1;
@@ -111,12 +111,12 @@ __global__ void place_kernel(struct placement p)
     const int rank = __popc(peers & ((1u << lane) - 1));
     int row = -1;
 
-    for (int i = threadIdx.x; i < WARPS * p.num_experts; i += CHUNK) {
+    for (int i = threadIdx.x; i < CHUNK_WARPS * p.num_experts; i += CHUNK) {
         warp_counts[i] = 0;
     }
     __syncthreads();
     if (expert >= 0 && rank == 0) {
-        warp_counts[warp * p.num_experts + expert] = __popc(peers);
+        warp_counts[warp * p.num_experts + expert] = (uint16_t)__popc(peers);
     }
     __syncthreads();
     if (expert >= 0) {
@@ -147,7 +147,7 @@ extern "C" void permutation_cuda(struct stream *stream, const struct permutation
 {
     const int64_t num_slots = tensor_num_elements(op->indices);
     const int64_t num_experts = op->offsets->dim[0] - 1, num_chunks = ceil_div(num_slots, CHUNK);
-    const int64_t shared_bytes = WARPS * num_experts * 4;
+    const int64_t shared_bytes = CHUNK_WARPS * num_experts * 2;
     int32_t *counts =
         (int32_t *)arena_allocate(stream->scratch, (size_t)(num_chunks * num_experts) * 4);
     int32_t *totals = (int32_t *)arena_allocate(stream->scratch, (size_t)num_experts * 4);
@@ -169,7 +169,7 @@ extern "C" void permutation_cuda(struct stream *stream, const struct permutation
                                     (int)shared_bytes));
     LAUNCH(stream, expert_counts_kernel, num_chunks, CHUNK, num_experts * 4, counts, p.indices,
            num_slots, (int)num_experts);
-    LAUNCH(stream, chunk_prefix_kernel, ceil_div(num_experts, WARPS), CHUNK, 0, counts, totals,
+    LAUNCH(stream, chunk_prefix_kernel, ceil_div(num_experts, WARPS), BLOCK, 0, counts, totals,
            (int)num_chunks, (int)num_experts);
     LAUNCH(stream, offsets_kernel, 1, 32, 0, data_of<int32_t>(op->offsets), totals,
            (int)num_experts, op->padded_capacity);
@@ -235,21 +235,62 @@ __global__ void row_gather_kernel(V *y, const V *x, const int32_t *index, const 
     }
 }
 
-extern "C" void row_gather_cuda(struct stream *stream, const struct row_gather *op)
+/* The same by tokens: a warp reads a row of x once and writes all its copies. */
+template <class V>
+__global__ void row_spread_kernel(V *y, const V *x, const int32_t *token_rows, int64_t num_tokens,
+                                  int topk, int64_t width)
 {
-    const int64_t num_rows = op->index->dim[0], width = op->x->dim[1];
-    const int64_t row_bytes = width * dtype_size_bytes(op->x->dtype);
+    const int64_t token = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    const int32_t *rows = token_rows + token * topk;
+
+    if (token >= num_tokens) {
+        return;
+    }
+    for (int64_t i = threadIdx.x % 32; i < width; i += 32 * IN_FLIGHT) {
+        V values[IN_FLIGHT];
+
+#pragma unroll
+        for (int j = 0; j < IN_FLIGHT; j++) {
+            if (i + 32 * j < width) {
+                values[j] = x[token * width + i + 32 * j];
+            }
+        }
+        for (int k = 0; k < topk; k++) {
+            const int64_t row = rows[k];
+
+#pragma unroll
+            for (int j = 0; j < IN_FLIGHT; j++) {
+                if (row >= 0 && i + 32 * j < width) {
+                    y[row * width + i + 32 * j] = values[j];
+                }
+            }
+        }
+    }
+}
+
+template <class V> static void row_gather_run(struct stream *stream, const struct row_gather *op)
+{
+    const int64_t num_rows = op->index->dim[0], num_tokens = op->x->dim[0];
+    const int64_t width = op->x->dim[1] * dtype_size_bytes(op->x->dtype) / (int64_t)sizeof(V);
     const int32_t *num_used =
         op->offsets != NULL ? data_of<int32_t>(op->offsets) + op->offsets->dim[0] - 1 : NULL;
 
-    if (packable(width, {op->x, op->y})) {
-        LAUNCH(stream, row_gather_kernel<uint4>, ceil_div(num_rows, WARPS), BLOCK, 0,
-               data_of<uint4>(op->y), data_of<uint4>(op->x), data_of<int32_t>(op->index), num_used,
-               num_rows, row_bytes / 16);
+    if (op->token_rows != NULL) {
+        LAUNCH(stream, row_spread_kernel<V>, ceil_div(num_tokens, WARPS), BLOCK, 0,
+               data_of<V>(op->y), data_of<V>(op->x), data_of<int32_t>(op->token_rows), num_tokens,
+               (int)op->token_rows->dim[1], width);
     } else {
-        LAUNCH(stream, row_gather_kernel<uint16_t>, ceil_div(num_rows, WARPS), BLOCK, 0,
-               data_of<uint16_t>(op->y), data_of<uint16_t>(op->x), data_of<int32_t>(op->index),
-               num_used, num_rows, row_bytes / 2);
+        LAUNCH(stream, row_gather_kernel<V>, ceil_div(num_rows, WARPS), BLOCK, 0, data_of<V>(op->y),
+               data_of<V>(op->x), data_of<int32_t>(op->index), num_used, num_rows, width);
+    }
+}
+
+extern "C" void row_gather_cuda(struct stream *stream, const struct row_gather *op)
+{
+    if (packable(op->x->dim[1], {op->x, op->y})) {
+        row_gather_run<uint4>(stream, op);
+    } else {
+        row_gather_run<uint16_t>(stream, op);
     }
 }
 

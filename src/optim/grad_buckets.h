@@ -76,7 +76,7 @@ void grad_buckets_free(struct grad_buckets *buckets);
  * (of each model chunk) only. Every rank of a stage must make these calls in the same order. */
 struct param_hooks grad_buckets_hooks(struct grad_buckets *buckets, bool is_last_microbatch);
 
-/* A step: begin, after the gradients have been set to zero; forward and backward of all
+/* A step: begin, after param_list_clear_grads; forward and backward of all
  * microbatches; finish. Then the owned parts hold the reduced gradients, and the rest of the
  * gradient buffer nothing of meaning. */
 void grad_buckets_begin(struct grad_buckets *buckets);

@@ -10,15 +10,19 @@
 #include "parallel/groups.h"
 
 struct microbatch {
-    int number;             /* within the global batch; -1: free */
-    int64_t num_all_tokens; /* S*B */
-    double num_all_unmasked; /* of those, how many count in the loss */
-    float *loss_mask;        /* [T], on the host */
+    int number;                           /* within the global batch; -1: free */
+    int64_t num_all_tokens;               /* S*B */
+    double num_all_unmasked;              /* of those, how many count in the loss */
+    float *loss_mask;                     /* [T], on the host */
     struct tensor token, label, position; /* [T] I32 */
     struct tensor document_start;         /* [T] I32, or no data */
     struct tensor token_id;               /* I64 [T], or [T/TP] under sequence parallelism */
     struct tensor sample_id;              /* [B] I64 */
     struct tensor loss_weight;            /* [T] f32 */
+    /* The tensors lie in one block of memory, and so do their contents on the host, at the same
+     * distances: one copy brings them to the device. */
+    struct tensor block; /* I32 */
+    char *host;
 };
 
 struct microbatch_sizes {
@@ -31,13 +35,10 @@ int64_t microbatch_num_tokens(const struct groups *groups, const struct microbat
 void microbatch_init(struct microbatch *microbatch, struct arena *run, const struct groups *groups,
                      const struct microbatch_sizes *sizes);
 void microbatch_free(struct microbatch *microbatch);
-/* Takes the rank's part of the loader's batch; loss_weight is set apart. */
-void microbatch_upload(struct microbatch *microbatch, struct stream *stream,
-                       const struct groups *groups, const struct batch *batch);
-/* loss_weight = loss_mask * scale. */
-void microbatch_set_loss_weight(struct microbatch *microbatch, struct stream *stream, double scale);
-/* Sums over this rank's tokens: of loss [T] * mask, and of the mask. Waits for the stream. */
-void microbatch_read_loss(const struct microbatch *microbatch, struct stream *stream,
-                          const struct tensor *loss, double *loss_sum, double *num_tokens);
+/* Takes the rank's part of the loader's batch, to the host's block. */
+void microbatch_take(struct microbatch *microbatch, const struct groups *groups,
+                     const struct batch *batch);
+/* To the device, with loss_weight = loss_mask * scale. Nothing is waited for. */
+void microbatch_upload(struct microbatch *microbatch, struct stream *stream, double scale);
 
 #endif

@@ -37,7 +37,7 @@ int profile_finish(struct profile *profile, struct trainer *trainer)
     }
     profile->is_running = false;
     ops_profile_stop(trainer->stream);
-    ops_profile_print(stdout);
+    ops_profile_print(stdout, &(struct op_roof){0});
     TRY(path_format(path, "%s/profile-steps-%lld-%lld.json", directory != NULL ? directory : ".",
                     (long long)profile->first, (long long)trainer->iteration));
     TRY(ops_profile_write_trace(path));

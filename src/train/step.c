@@ -1,6 +1,7 @@
 #include "train/step.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 #include "base/check.h"
 #include "ops/ops.h"
@@ -11,31 +12,17 @@
 
 static int forward_backward(struct batch_walk *walk)
 {
-    struct timers *timers = &walk->trainer->timers;
+    struct trainer *trainer = walk->trainer;
     int result;
 
-    timers_start(timers, "forward-backward", 1);
-    result = batch_walk_run(walk);
-    timers_stop(timers, "forward-backward", 1);
+    timers_start(&trainer->timers, "forward-backward", 1);
+    result = captured_step_is_wanted(trainer->options) ? captured_step_run(&trainer->captured, walk)
+                                                       : batch_walk_run(walk);
+    timers_stop(&trainer->timers, "forward-backward", 1);
     return result;
 }
 
-static int read_grad_norm(struct trainer *trainer, struct step_result *result)
-{
-    float norm;
-
-    stream_wait(trainer->stream);
-    stream_copy_to_host(trainer->stream, &norm, trainer->grad_norm.data, sizeof norm);
-    result->grad_norm = (double)norm;
-    if (!isfinite(norm) && trainer->options->check_for_nan_in_loss_and_grad) {
-        return error_set("iteration %lld: found NaN in the gradient norm "
-                         "(--no-check-for-nan-in-loss-and-grad goes on regardless)",
-                         (long long)trainer->iteration + 1);
-    }
-    return 0;
-}
-
-static int update_parameters(struct trainer *trainer, struct step_result *result)
+static void update_parameters(struct trainer *trainer, struct step *step)
 {
     const struct optimizer_rates rates = trainer_rates(trainer);
 
@@ -43,21 +30,70 @@ static int update_parameters(struct trainer *trainer, struct step_result *result
     grad_norm_clip_scale(&trainer->optimizer, &trainer->groups, trainer->stream, trainer->scratch,
                          (float)trainer->options->clip_grad, &trainer->grad_norm,
                          &trainer->grad_scale);
-    TRY(read_grad_norm(trainer, result));
+    step->grad_norm = stream_read_start(trainer->stream, trainer->grad_norm.data, sizeof(float));
     if (trainer->options->log_num_zeros_in_grad) {
-        result->num_zeros = grad_num_zeros(&trainer->optimizer, &trainer->groups, trainer->stream,
-                                           trainer->scratch);
+        step->result.num_zeros = grad_num_zeros(&trainer->optimizer, &trainer->groups,
+                                                trainer->stream, trainer->scratch);
     }
     timers_start(&trainer->timers, "optimizer-inner-step", 1);
     optimizer_step(&trainer->optimizer, trainer->stream, &rates, &trainer->grad_scale);
     timers_stop(&trainer->timers, "optimizer-inner-step", 1);
     param_gather_start(&trainer->buckets);
     timers_stop(&trainer->timers, "optimizer", 1);
+}
+
+static int check(const struct trainer *trainer, const struct step_result *result, bool is_finite,
+                 const char *what)
+{
+    if (is_finite || !trainer->options->check_for_nan_in_loss_and_grad) {
+        return 0;
+    }
+    return error_set("iteration %lld: found NaN in %s (--no-check-for-nan-in-loss-and-grad goes on "
+                     "regardless)",
+                     (long long)result->iteration, what);
+}
+
+/* Waits for the losses and sums them over all ranks: every rank of a pipeline gets what its last
+ * stage has; the ranks of a TP group have the same. */
+static int finish_losses(struct trainer *trainer, struct step *step)
+{
+    struct step_result *result = &step->result;
+    struct loss_sums mine = {0};
+    double sums[3];
+
+    if (step->has_losses) {
+        return 0;
+    }
+    step->has_losses = true;
+    loss_reading_finish(&step->loss, trainer->stream, &mine);
+    TRY(check(trainer, result, !mine.is_nan, "local forward loss calculation"));
+    sums[0] = mine.loss;
+    sums[1] = mine.num_tokens;
+    sums[2] = mine.is_nan ? 1.0 : 0.0;
+    trainer_sum(trainer, trainer->groups.dp_cp, sums, 3);
+    trainer_sum(trainer, trainer->groups.pp, sums, 3);
+    result->loss_sum = sums[0];
+    result->num_tokens = sums[1];
+    result->is_nan = sums[2] > 0.0;
+    return 0;
+}
+
+/* Gradients of sums become those of the mean over all tokens. How many they are is known here, but
+ * of other ranks' tokens only with their losses. */
+static int scale_by_tokens(struct trainer *trainer, struct step *step)
+{
+    double num_tokens = loss_reading_num_tokens(&step->loss);
+
+    if (trainer->groups.world->size > 1) {
+        TRY(finish_losses(trainer, step));
+        num_tokens = step->result.num_tokens;
+    }
+    grad_buckets_scale(&trainer->buckets, (float)(1.0 / fmax(num_tokens, 1.0)));
     return 0;
 }
 
 /* Gradients of this rank's microbatches become those of the global batch (M5.7). */
-static void finish_gradients(struct trainer *trainer, const struct step_result *result)
+static int finish_gradients(struct trainer *trainer, struct step *step)
 {
     timers_start(&trainer->timers, "all-grads-sync", 1);
     grad_buckets_finish(&trainer->buckets);
@@ -65,37 +101,119 @@ static void finish_gradients(struct trainer *trainer, const struct step_result *
         transformer_stage_finish_batch(&trainer->chunks[i], trainer->stream);
     }
     timers_stop(&trainer->timers, "all-grads-sync", 1);
-    if (trainer->options->calculate_per_token_loss) {
-        /* gradients of sums become those of the mean over all tokens */
-        grad_buckets_scale(&trainer->buckets, (float)(1.0 / fmax(result->num_tokens, 1.0)));
+    return trainer->options->calculate_per_token_loss ? scale_by_tokens(trainer, step) : 0;
+}
+
+static void advance(struct trainer *trainer, const struct batch_size *size)
+{
+    const struct flops_sizes flops = flops_sizes_from_config(&trainer->config, size->running);
+
+    trainer->flops_so_far += flops_per_step_seed(&flops);
+    trainer->iteration++;
+    trainer->consumed_samples += size->running;
+    trainer->schedule_samples += size->running;
+    trainer->skipped_samples += size->global_batch_size - size->running;
+}
+
+static int run_step(struct trainer *trainer, struct loader *loader, const struct batch_size *size,
+                    struct step *step)
+{
+    struct batch_walk walk = {.trainer = trainer,
+                              .loader = loader,
+                              .num_microbatches = size->num_microbatches,
+                              .training = true};
+    int result;
+
+    param_list_clear_grads(&trainer->params, trainer->stream);
+    grad_buckets_begin(&trainer->buckets);
+    result = forward_backward(&walk);
+    step->loss = walk.loss;
+    TRY(result);
+    TRY(finish_gradients(trainer, step));
+    update_parameters(trainer, step);
+    return 0;
+}
+
+int train_step_start(struct trainer *trainer, struct loader *loader, struct step *step)
+{
+    const struct batch_size size = batch_size_at(&trainer->batch_size, trainer->consumed_samples);
+    struct step_result *result = &step->result;
+
+    *step = (struct step){.result = {.num_samples = size.running,
+                                     .num_microbatches = size.num_microbatches,
+                                     .iteration = trainer->iteration + 1}};
+    if (run_step(trainer, loader, &size, step) != 0) {
+        train_step_free(trainer, step);
+        return -1;
     }
+    advance(trainer, &size);
+    result->consumed_samples = trainer->consumed_samples;
+    result->skipped_samples = trainer->skipped_samples;
+    result->learning_rate = (double)trainer_rates(trainer).lr;
+    return 0;
+}
+
+void train_step_read_metrics(struct trainer *trainer, struct step *step)
+{
+    struct moe_metrics *metrics = &trainer->metrics;
+
+    if (trainer->config.num_experts == 0) {
+        return;
+    }
+    moe_metrics_reduce(metrics, trainer->stream, &trainer->groups);
+    step->moe_metrics =
+        stream_read_start(trainer->stream, metrics->all.data, tensor_size_bytes(&metrics->all));
+    moe_metrics_clear(metrics, trainer->stream);
+}
+
+static void finish_grad_norm(struct trainer *trainer, struct step *step)
+{
+    float norm = 0.0f;
+
+    if (step->grad_norm != NULL) {
+        stream_read_finish(trainer->stream, step->grad_norm, &norm);
+        step->result.grad_norm = (double)norm;
+        step->grad_norm = NULL;
+    }
+}
+
+static void finish_metrics(struct trainer *trainer, struct step *step)
+{
+    if (step->moe_metrics != NULL) {
+        step->result.moe_metrics = malloc(tensor_size_bytes(&trainer->metrics.all));
+        CHECK(step->result.moe_metrics != NULL, "out of memory");
+        stream_read_finish(trainer->stream, step->moe_metrics, step->result.moe_metrics);
+        step->moe_metrics = NULL;
+    }
+}
+
+int train_step_finish(struct trainer *trainer, struct step *step)
+{
+    TRY(finish_losses(trainer, step));
+    finish_grad_norm(trainer, step);
+    finish_metrics(trainer, step);
+    return check(trainer, &step->result, isfinite(step->result.grad_norm), "the gradient norm");
+}
+
+void train_step_free(struct trainer *trainer, struct step *step)
+{
+    struct loss_sums unused = {0};
+
+    loss_reading_finish(&step->loss, trainer->stream, &unused);
+    finish_grad_norm(trainer, step);
+    finish_metrics(trainer, step);
+    free(step->result.moe_metrics);
+    *step = (struct step){0};
 }
 
 int train_step(struct trainer *trainer, struct loader *loader, struct step_result *result)
 {
-    const struct batch_size size = batch_size_at(&trainer->batch_size, trainer->consumed_samples);
-    struct batch_walk walk = {.trainer = trainer,
-                              .loader = loader,
-                              .num_microbatches = size.num_microbatches,
-                              .training = true};
-    struct flops_sizes flops;
+    struct step step;
+    int status;
 
-    op_fill_zero(trainer->stream, &trainer->params.grads);
-    grad_buckets_begin(&trainer->buckets);
-    TRY(forward_backward(&walk));
-    batch_walk_sum_over_ranks(&walk);
-    *result = (struct step_result){.loss_sum = walk.loss_sum,
-                                   .num_tokens = walk.num_tokens,
-                                   .is_nan = walk.is_nan,
-                                   .num_samples = size.running,
-                                   .num_microbatches = size.num_microbatches};
-    finish_gradients(trainer, result);
-    TRY(update_parameters(trainer, result));
-    flops = flops_sizes_from_config(&trainer->config, size.running);
-    trainer->flops_so_far += flops_per_step_seed(&flops);
-    trainer->iteration++;
-    trainer->consumed_samples += size.running;
-    trainer->schedule_samples += size.running;
-    trainer->skipped_samples += size.global_batch_size - size.running;
-    return 0;
+    TRY(train_step_start(trainer, loader, &step));
+    status = train_step_finish(trainer, &step);
+    *result = step.result;
+    train_step_free(trainer, &step);
+    return status;
 }

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "device/device.h"
 #include "train/tensorboard.h"
 
 enum { TAG_MAX_BYTES = 128 };
@@ -58,6 +59,18 @@ void timers_init(struct timers *timers, int log_level, double (*clock)(void))
     };
 }
 
+void timers_wait_for(struct timers *timers, struct stream *stream)
+{
+    timers->stream = stream;
+}
+
+static void wait_for_work(const struct timers *timers, int level)
+{
+    if (level > 0 && timers->stream != NULL) {
+        stream_wait(timers->stream);
+    }
+}
+
 static struct timer *find_timer(struct timers *timers, const char *name)
 {
     for (int i = 0; i < timers->num_timers; i++) {
@@ -91,6 +104,7 @@ void timers_start(struct timers *timers, const char *name, int level)
     }
     CHECK(timer->level == level, "timer %s has level %d, not %d", name, timer->level, level);
     CHECK(!timer->running, "timer %s runs already", name);
+    wait_for_work(timers, level);
     timer->running = true;
     timer->started_at = timers->clock();
 }
@@ -104,6 +118,7 @@ void timers_stop(struct timers *timers, const char *name, int level)
     }
     timer = find_timer(timers, name);
     CHECK(timer != NULL && timer->running, "timer %s was not started", name);
+    wait_for_work(timers, level);
     timer->running = false;
     timer->seconds += timers->clock() - timer->started_at;
 }

@@ -14,6 +14,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct stream;
+
 enum { TIMERS_MAX = 64, TIMER_LEVEL_MAX = 2 };
 
 struct timer {
@@ -27,6 +29,7 @@ struct timer {
 struct timers {
     int log_level;
     double (*clock)(void); /* monotonic seconds */
+    struct stream *stream; /* of timers_wait_for, or NULL */
     int num_timers;
     struct timer timer[TIMERS_MAX];
 };
@@ -34,6 +37,9 @@ struct timers {
 /* clock NULL is clock_seconds. A timer above log_level costs a comparison and is never kept.
  */
 void timers_init(struct timers *timers, int log_level, double (*clock)(void));
+/* Before a span of level 1 or 2 begins and ends the host waits for the work issued to the stream:
+ * what the span times is the device's work in it. */
+void timers_wait_for(struct timers *timers, struct stream *stream);
 /* A name always comes with the same level. Spans of one name add up and do not nest. */
 void timers_start(struct timers *timers, const char *name, int level);
 void timers_stop(struct timers *timers, const char *name, int level);

@@ -27,6 +27,10 @@ struct training_run {
     struct trainer trainer;
     struct run_data data;
     struct training_log log;
+    /* The steps [num_logged, num_started) of this run are under way; the one at i is steps[i % 2].
+     */
+    struct step steps[2];
+    int64_t num_started, num_logged;
     int64_t num_iterations;
     int64_t last_saved; /* iteration of the newest checkpoint; -1: none by this run */
     double started_at;
@@ -91,6 +95,63 @@ static int load_checkpoint(struct training_run *run)
     return 0;
 }
 
+/* After the first step: what the arenas really held, to be compared with the report made before. */
+static void report_memory_once(struct training_run *run, int64_t iteration)
+{
+    const struct trainer *trainer = &run->trainer;
+    size_t used, peak;
+
+    trainer_memory_bytes(trainer, &used, &peak);
+
+    if (!run->memory_reported) {
+        run->memory_reported = true;
+        log_info("[Rank 0] (after %lld iterations) memory (MB) | allocated: %.1f | max allocated: "
+                 "%.1f",
+                 (long long)iteration, (double)used / 1e6, (double)peak / 1e6);
+    }
+}
+
+/* How many steps the host is behind the one that it has issued last. Where the device works on its
+ * own, the figures of a step are read while the next one runs; not where a flag asks for figures
+ * that the next step would change, or several ranks sum theirs up on the stream. */
+static int num_steps_behind(const struct training_run *run)
+{
+    const struct options *o = run->options;
+    const bool waits = run->trainer.groups.world->size > 1 || o->timing_log_level > 0 ||
+                       o->log_params_norm || o->log_num_zeros_in_grad;
+
+    return run->trainer.stream->device->kind == DEVICE_CUDA && !waits ? 1 : 0;
+}
+
+/* Until at most num_left are under way. */
+static int log_steps(struct training_run *run, int num_left)
+{
+    while (run->num_started - run->num_logged > num_left) {
+        struct step *step = &run->steps[run->num_logged % 2];
+
+        TRY(train_step_finish(&run->trainer, step));
+        training_log_step(&run->log, &step->result);
+        report_memory_once(run, step->result.iteration);
+        train_step_free(&run->trainer, step);
+        run->num_logged++;
+    }
+    return 0;
+}
+
+/* A step that cannot start comes after those before it have had their say. */
+static int start_step(struct training_run *run)
+{
+    struct step *step = &run->steps[run->num_started % 2];
+
+    if (train_step_start(&run->trainer, run->data.train, step) != 0) {
+        TRY(log_steps(run, 0));
+        return -1;
+    }
+    train_step_read_metrics(&run->trainer, step);
+    run->num_started++;
+    return 0;
+}
+
 static int save_checkpoint(struct training_run *run)
 {
     struct timers *timers = &run->trainer.timers;
@@ -98,6 +159,7 @@ static int save_checkpoint(struct training_run *run)
     if (run->options->save == NULL || run->last_saved == run->trainer.iteration) {
         return 0;
     }
+    TRY(log_steps(run, 0));
     progress_clear();
     timers_stop(timers, "interval-time", 0); /* a save is not time spent training */
     timers_start(timers, "save-checkpoint", 0);
@@ -215,6 +277,7 @@ static int run_evaluation(struct training_run *run, struct loader *loader, const
     if (loader == NULL || run->options->eval_iters == 0) {
         return 0;
     }
+    TRY(log_steps(run, 0));
     progress_clear();
     timers_stop(&trainer->timers, "interval-time", 0);
     timers_start(&trainer->timers, "eval-time", 0);
@@ -283,41 +346,23 @@ static int exit_if_due(struct training_run *run, bool *leave)
 {
     const struct options *options = run->options;
     const struct exit_reasons reasons = exit_reasons_of_any_rank(run);
+    const bool at_interval =
+        options->exit_interval > 0 && run->trainer.iteration % options->exit_interval == 0;
 
-    *leave = true;
+    *leave = reasons.signalled || reasons.out_of_time || at_interval;
+    if (!*leave) {
+        return 0;
+    }
+    TRY(log_steps(run, 0));
+    TRY(save_checkpoint(run));
     if (reasons.signalled) {
-        TRY(save_checkpoint(run));
         log_info("exiting program after receiving SIGTERM.");
-        return 0;
-    }
-    if (reasons.out_of_time) {
-        TRY(save_checkpoint(run));
+    } else if (reasons.out_of_time) {
         log_info("exiting program after %.1f minutes", minutes_since_start(run));
-        return 0;
-    }
-    if (options->exit_interval > 0 && run->trainer.iteration % options->exit_interval == 0) {
-        TRY(save_checkpoint(run));
+    } else {
         log_info("exiting program at iteration %lld", (long long)run->trainer.iteration);
-        return 0;
     }
-    *leave = false;
     return 0;
-}
-
-/* After the first step: what the arenas really held, to be compared with the report made before. */
-static void report_memory_once(struct training_run *run)
-{
-    const struct trainer *trainer = &run->trainer;
-    size_t used, peak;
-
-    trainer_memory_bytes(trainer, &used, &peak);
-
-    if (!run->memory_reported) {
-        run->memory_reported = true;
-        log_info("[Rank 0] (after %lld iterations) memory (MB) | allocated: %.1f | max allocated: "
-                 "%.1f",
-                 (long long)trainer->iteration, (double)used / 1e6, (double)peak / 1e6);
-    }
 }
 
 static bool comm_log_is_due(const struct training_run *run)
@@ -327,23 +372,24 @@ static bool comm_log_is_due(const struct training_run *run)
 
 static int training_loop(struct training_run *run, bool *left)
 {
+    const int num_behind = num_steps_behind(run);
+
     *left = false;
     while (run->trainer.iteration < run->num_iterations && !*left) {
-        struct step_result result;
-
         groups_reset_counters(&run->trainer.groups);
         profile_before_step(&run->profile, &run->trainer);
-        TRY(train_step(&run->trainer, run->data.train, &result));
+        TRY(start_step(run));
+        TRY(log_steps(run, 1));
         TRY(profile_after_step(&run->profile, &run->trainer));
         if (comm_log_is_due(run)) {
             comm_log_step(&run->trainer);
         }
-        training_log_step(&run->log, &result);
-        report_memory_once(run);
+        TRY(log_steps(run, num_behind));
         TRY(evaluate_if_due(run));
         TRY(save_if_due(run));
         TRY(exit_if_due(run, left));
     }
+    TRY(log_steps(run, 0));
     return profile_finish(&run->profile, &run->trainer);
 }
 
@@ -391,6 +437,9 @@ int train(const struct options *options)
     }
     if (result == 0) {
         result = train_and_evaluate(&run);
+    }
+    for (; run.num_logged < run.num_started; run.num_logged++) { /* after an error */
+        train_step_free(&run.trainer, &run.steps[run.num_logged % 2]);
     }
     training_log_close(&run.log);
     run_data_close(&run.data);

@@ -134,19 +134,25 @@ static void create_microbatches(struct trainer *trainer, int count)
 static int create_activations(struct trainer *trainer, const struct trainer_memory *memory)
 {
     const struct microbatch_sizes sizes = microbatch_sizes(trainer);
+    const int64_t num_microbatches = trainer_num_microbatches(trainer);
     struct pipeline_schedule training, evaluation;
     int num_open;
 
-    TRY(trainer_schedule(trainer, trainer_num_microbatches(trainer), true, &training));
-    TRY(trainer_schedule(trainer, trainer_num_microbatches(trainer), false, &evaluation));
+    TRY(trainer_schedule(trainer, num_microbatches, true, &training));
+    TRY(trainer_schedule(trainer, num_microbatches, false, &evaluation));
     num_open = training.max_open_microbatches > evaluation.max_open_microbatches
                    ? training.max_open_microbatches
                    : evaluation.max_open_microbatches;
+    if (captured_step_is_wanted(trainer->options)) {
+        num_open = (int)num_microbatches;
+    }
     create_slots(trainer, training.max_in_flight, memory->slot_bytes);
     create_microbatches(trainer, num_open);
     trainer->boundary = create_arena(trainer, "boundary", memory->boundary_bytes);
-    trainer->loss =
-        tensor_new(trainer->run, DTYPE_F32, microbatch_num_tokens(&trainer->groups, &sizes));
+    if (trainer->chunks[trainer->num_chunks - 1].place.has_head) {
+        trainer->losses = tensor_new(trainer->run, DTYPE_F32, num_microbatches,
+                                     microbatch_num_tokens(&trainer->groups, &sizes));
+    }
     pipeline_schedule_free(&training);
     pipeline_schedule_free(&evaluation);
     return 0;
@@ -160,7 +166,10 @@ int trainer_create(struct trainer *trainer, const struct options *options, int64
     trainer->options = options;
     trainer->random_seed = (uint64_t)options->seed;
     TRY(configure(trainer, vocab_size));
+    TRY(captured_step_check(options, device));
     TRY(create_groups(trainer));
+    /* One call for all experts: between one call for each, the host would wait for the routing. */
+    trainer->config.grouped_gemm |= device->kind == DEVICE_CUDA;
     trainer->stream = stream_create(device, ops);
     trainer->run = create_arena(trainer, "run", memory->run_bytes);
     trainer->scratch = create_arena(trainer, "call", memory->scratch_bytes);
@@ -174,6 +183,7 @@ int trainer_create(struct trainer *trainer, const struct options *options, int64
     param_list_initialize(&trainer->params, trainer->stream, (uint64_t)options->seed);
     optimizer_reset_masters(&trainer->optimizer, trainer->stream);
     timers_init(&trainer->timers, (int)options->timing_log_level, NULL);
+    timers_wait_for(&trainer->timers, trainer->stream);
     return 0;
 }
 
@@ -196,6 +206,7 @@ void trainer_destroy(struct trainer *trainer)
         return;
     }
     param_gather_finish(&trainer->buckets);
+    captured_step_free(&trainer->captured, trainer->stream);
     free_activations(trainer);
     optimizer_free(&trainer->optimizer);
     grad_buckets_free(&trainer->buckets);

@@ -12,6 +12,7 @@
 #include "optim/param_gather.h"
 #include "pipeline/executor.h"
 #include "pipeline/layers.h"
+#include "train/captured_step.h"
 #include "train/microbatch.h"
 #include "train/timers.h"
 
@@ -36,7 +37,7 @@ struct trainer {
     int num_slots;
     struct microbatch *microbatches; /* as many as the schedule has open at once */
     int num_microbatches;
-    struct tensor loss; /* [T] f32, of the forward pass just run */
+    struct tensor losses; /* [M,T] f32 of a global batch's tokens, where the head is */
     struct moe_metrics metrics;
     struct grad_buckets buckets;
     struct optimizer optimizer;
@@ -44,6 +45,7 @@ struct trainer {
     struct batch_size_config batch_size;
     struct lr_schedule_config lr_schedule;
     struct timers timers;
+    struct captured_step captured; /* --cuda-graph-impl full_iteration */
 
     uint64_t random_seed;     /* of dropout and jitter: --seed, or the checkpoint's */
     int64_t iteration;        /* completed */

@@ -54,56 +54,53 @@ void training_log_close(struct training_log *log)
 }
 
 /* Both the scalar over iterations and the one over samples. */
-static void scalar(struct training_log *log, const char *name, double value)
+static void scalar(struct training_log *log, const struct step_result *result, const char *name,
+                   double value)
 {
-    const struct trainer *trainer = log->trainer;
     char by_samples[96];
 
     if (log->board == NULL ||
-        trainer->iteration % trainer->options->tensorboard_log_interval != 0) {
+        result->iteration % log->trainer->options->tensorboard_log_interval != 0) {
         return;
     }
     snprintf(by_samples, sizeof by_samples, "%s vs samples", name);
-    tensorboard_scalar(log->board, name, value, trainer->iteration);
-    tensorboard_scalar(log->board, by_samples, value, trainer->consumed_samples);
+    tensorboard_scalar(log->board, name, value, result->iteration);
+    tensorboard_scalar(log->board, by_samples, value, result->consumed_samples);
 }
 
-static void log_layers(struct training_log *log, enum moe_metric metric, const float *values,
-                       double scale)
+static void log_layers(struct training_log *log, const struct step_result *result,
+                       enum moe_metric metric, const float *values, double scale)
 {
     for (int layer = 0; layer < log->trainer->config.num_layers; layer++) {
         char name[96];
 
         if (log->trainer->config.is_moe_layer[layer]) {
             snprintf(name, sizeof name, "moe/%s_layer_%d", moe_metric_name(metric), layer);
-            tensorboard_scalar(log->board, name, (double)values[layer] * scale,
-                               log->trainer->iteration);
+            tensorboard_scalar(log->board, name, (double)values[layer] * scale, result->iteration);
         }
     }
 }
 
 /* Mean over the MoE layers and the microbatches. */
-static void log_moe_metric(struct training_log *log, enum moe_metric metric,
-                           int64_t num_microbatches)
+static void log_moe_metric(struct training_log *log, const struct step_result *result,
+                           enum moe_metric metric)
 {
-    struct trainer *trainer = log->trainer;
-    const double scale = 1.0 / (double)num_microbatches;
-    float *values = calloc((size_t)trainer->config.num_layers, sizeof *values);
+    const struct trainer *trainer = log->trainer;
+    const int num_layers = trainer->config.num_layers;
+    const float *values = result->moe_metrics + metric * num_layers;
+    const double scale = 1.0 / (double)result->num_microbatches;
     double mean = 0.0;
 
-    CHECK(values != NULL, "out of memory");
-    moe_metrics_read(&trainer->metrics, trainer->stream, metric, values);
-    for (int layer = 0; layer < trainer->config.num_layers; layer++) {
+    for (int layer = 0; layer < num_layers; layer++) {
         mean += (double)values[layer] * scale;
     }
     mean /= fmax(1.0, (double)model_config_num_moe_layers(&trainer->config));
     log->loss_sums[1 + metric] += mean;
     log->seen[1 + metric] = true;
-    tensorboard_scalar(log->board, moe_metric_name(metric), mean, trainer->iteration);
+    tensorboard_scalar(log->board, moe_metric_name(metric), mean, result->iteration);
     if (trainer->options->moe_per_layer_logging) {
-        log_layers(log, metric, values, scale);
+        log_layers(log, result, metric, values, scale);
     }
-    free(values);
 }
 
 static void log_scalars(struct training_log *log, const struct step_result *result,
@@ -111,28 +108,27 @@ static void log_scalars(struct training_log *log, const struct step_result *resu
 {
     const struct options *options = log->trainer->options;
 
-    scalar(log, "learning-rate", (double)trainer_rates(log->trainer).lr);
-    scalar(log, "batch-size", (double)result->num_samples);
-    scalar(log, "lm loss", result->loss_sum / fmax(result->num_tokens, 1.0));
+    scalar(log, result, "learning-rate", result->learning_rate);
+    scalar(log, result, "batch-size", (double)result->num_samples);
+    scalar(log, result, "lm loss", result->loss_sum / fmax(result->num_tokens, 1.0));
     if (options->log_loss_scale_to_tensorboard) {
-        scalar(log, "loss-scale", 1.0);
+        scalar(log, result, "loss-scale", 1.0);
     }
     if (options->log_world_size_to_tensorboard) {
-        scalar(log, "world-size", (double)options->world_size);
+        scalar(log, result, "world-size", (double)options->world_size);
     }
-    scalar(log, "grad-norm", result->grad_norm);
+    scalar(log, result, "grad-norm", result->grad_norm);
     if (options->log_num_zeros_in_grad) {
-        scalar(log, "num-zeros", result->num_zeros);
+        scalar(log, result, "num-zeros", result->num_zeros);
     }
     if (options->log_params_norm) {
-        scalar(log, "params-norm", params_norm_value);
+        scalar(log, result, "params-norm", params_norm_value);
     }
     if (options->log_memory_to_tensorboard && log->board != NULL) {
         size_t used, peak;
 
         trainer_memory_bytes(log->trainer, &used, &peak);
-        tensorboard_scalar(log->board, "mem-allocated-bytes", (double)peak,
-                           log->trainer->iteration);
+        tensorboard_scalar(log->board, "mem-allocated-bytes", (double)peak, result->iteration);
     }
 }
 
@@ -152,7 +148,7 @@ static int collect_losses(const struct training_log *log, struct named_loss *los
 }
 
 /* The timers of levels 1 and 2, which come after those of level 0: what a step is made of. */
-static void log_timers(struct training_log *log)
+static void log_timers(struct training_log *log, int64_t iteration)
 {
     struct trainer *trainer = log->trainer;
     const struct comm *world = trainer->groups.world;
@@ -183,7 +179,7 @@ static void log_timers(struct training_log *log)
         free(text);
     }
     if (trainer->options->log_timers_to_tensorboard) {
-        timer_report_to_tensorboard(&report, log->board, trainer->iteration);
+        timer_report_to_tensorboard(&report, log->board, iteration);
     }
     free(seconds);
 }
@@ -209,14 +205,14 @@ static void print_line(struct training_log *log, const struct step_result *resul
 
     text = iteration_line_format(&(struct iteration_line){
         .now = time(NULL),
-        .iteration = trainer->iteration,
+        .iteration = result->iteration,
         .num_iterations = log->num_iterations,
-        .consumed_samples = trainer->consumed_samples,
-        .skipped_samples = trainer->skipped_samples,
+        .consumed_samples = result->consumed_samples,
+        .skipped_samples = result->skipped_samples,
         .elapsed_ms = seconds * 1e3,
         .has_throughput = trainer->options->log_throughput,
         .throughput_tflops = throughput_tflops(log, result, seconds),
-        .learning_rate = (double)trainer_rates(trainer).lr,
+        .learning_rate = result->learning_rate,
         .global_batch_size = result->num_samples,
         .losses = losses,
         .num_losses = collect_losses(log, losses),
@@ -233,11 +229,11 @@ static void print_line(struct training_log *log, const struct step_result *resul
     log_info("%s", text);
     free(text);
     if (log->board != NULL) {
-        tensorboard_scalar(log->board, "iteration-time", seconds, trainer->iteration);
+        tensorboard_scalar(log->board, "iteration-time", seconds, result->iteration);
         tensorboard_scalar(log->board, "throughput", throughput_tflops(log, result, seconds),
-                           trainer->iteration);
+                           result->iteration);
     }
-    log_timers(log);
+    log_timers(log, result->iteration);
     tensorboard_flush(log->board);
 }
 
@@ -253,25 +249,22 @@ void training_log_step(struct training_log *log, const struct step_result *resul
 {
     struct trainer *trainer = log->trainer;
     const double loss = result->loss_sum / fmax(result->num_tokens, 1.0);
-    const bool line_is_due = trainer->iteration % trainer->options->log_interval == 0;
+    const bool line_is_due = result->iteration % trainer->options->log_interval == 0;
     double norm = 0.0;
     char note[PROGRESS_NOTE_BYTES];
 
     log->num_advanced++;
     log->num_nan += result->is_nan;
     log->loss_sums[0] += loss;
-    if (trainer->config.num_experts > 0) {
-        moe_metrics_reduce(&trainer->metrics, trainer->stream, &trainer->groups);
-    }
     for (int m = 0; m < NUM_MOE_METRICS; m++) {
-        if (trainer->metrics.used[m]) {
-            log_moe_metric(log, (enum moe_metric)m, result->num_microbatches);
+        if (result->moe_metrics != NULL && trainer->metrics.used[m]) {
+            log_moe_metric(log, result, (enum moe_metric)m);
         }
     }
-    moe_metrics_clear(&trainer->metrics, trainer->stream);
-    if (trainer->options->log_params_norm && (line_is_due || trainer->options->tensorboard_dir != NULL)) {
-        norm = params_norm(&trainer->optimizer, &trainer->groups, trainer->stream,
-                           trainer->scratch);
+    if (trainer->options->log_params_norm &&
+        (line_is_due || trainer->options->tensorboard_dir != NULL)) {
+        norm =
+            params_norm(&trainer->optimizer, &trainer->groups, trainer->stream, trainer->scratch);
     }
     log_scalars(log, result, norm);
     if (line_is_due) {
@@ -279,7 +272,7 @@ void training_log_step(struct training_log *log, const struct step_result *resul
         start_interval(log);
     }
     snprintf(note, sizeof note, "loss %.3f", loss);
-    progress_update(&log->progress, trainer->iteration,
+    progress_update(&log->progress, result->iteration,
                     result->num_samples * trainer->config.seq_length, note);
 }
 

@@ -22,7 +22,8 @@ struct training_log {
 
 int training_log_open(struct training_log *log, struct trainer *trainer, int64_t num_iterations);
 void training_log_close(struct training_log *log);
-/* After every step. Clears the MoE metrics. */
+/* After every step, in order; the next one may be under way. With --log-params-norm it must not be:
+ * the parameters are read here. */
 void training_log_step(struct training_log *log, const struct step_result *result);
 /* The block of an evaluation; where: "iteration N", "iteration N on validation set", ... */
 void training_log_validation(struct training_log *log, const char *where, double loss);

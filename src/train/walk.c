@@ -37,6 +37,13 @@ static float aux_loss_scale(const struct batch_walk *walk, const struct microbat
     return (float)walk->trainer->groups.cp->size / (float)walk->num_microbatches;
 }
 
+static bool reads_loss(const struct batch_walk *walk)
+{
+    const struct trainer *trainer = walk->trainer;
+
+    return walk->loader != NULL && trainer->chunks[trainer->num_chunks - 1].place.has_head;
+}
+
 static int load_microbatch(struct batch_walk *walk, int number, struct microbatch **loaded)
 {
     struct trainer *trainer = walk->trainer;
@@ -52,37 +59,20 @@ static int load_microbatch(struct batch_walk *walk, int number, struct microbatc
     timers_start(&trainer->timers, "batch-generator", 2);
     TRY(loader_next(walk->loader, &batch));
     timers_stop(&trainer->timers, "batch-generator", 2);
-    microbatch_upload(microbatch, trainer->stream, &trainer->groups, batch);
-    microbatch_set_loss_weight(microbatch, trainer->stream, loss_scale(walk, microbatch));
-    return 0;
-}
-
-static int check_loss(struct batch_walk *walk, double loss_sum)
-{
-    if (isfinite(loss_sum)) {
-        return 0;
-    }
-    walk->is_nan = true;
-    if (walk->training && walk->trainer->options->check_for_nan_in_loss_and_grad) {
-        return error_set("iteration %lld: found NaN in local forward loss calculation "
-                         "(--no-check-for-nan-in-loss-and-grad goes on regardless)",
-                         (long long)walk->trainer->iteration + 1);
+    microbatch_take(microbatch, &trainer->groups, batch);
+    microbatch_upload(microbatch, trainer->stream, loss_scale(walk, microbatch));
+    if (reads_loss(walk)) {
+        loss_reading_add(&walk->loss, number, microbatch->loss_mask);
     }
     return 0;
 }
 
-static int read_loss(struct batch_walk *walk, const struct microbatch *microbatch)
+/* The row of the microbatch's losses, [T]. */
+static struct tensor loss_of(const struct trainer *trainer, int number)
 {
-    double loss_sum, num_tokens;
+    const struct tensor row = tensor_rows(&trainer->losses, number, 1);
 
-    if (walk->loader == NULL) {
-        return 0;
-    }
-    microbatch_read_loss(microbatch, walk->trainer->stream, &walk->trainer->loss, &loss_sum,
-                         &num_tokens);
-    walk->loss_sum += loss_sum;
-    walk->num_tokens += num_tokens;
-    return check_loss(walk, loss_sum);
+    return tensor_view(&row, trainer->losses.dim[1]);
 }
 
 static int forward(void *context, const struct pipeline_step *step, int slot_index,
@@ -94,22 +84,24 @@ static int forward(void *context, const struct pipeline_step *step, int slot_ind
     struct activation_slot *slot = &trainer->slots[slot_index];
     struct microbatch *microbatch = find_microbatch(trainer, step->microbatch);
     const struct param_hooks hooks = grad_buckets_hooks(&trainer->buckets, false);
+    struct tensor loss;
 
     if (microbatch == NULL) {
         TRY(load_microbatch(walk, step->microbatch, &microbatch));
     }
     slot->pass = trainer_pass(trainer, microbatch, slot_index, walk->training,
                               aux_loss_scale(walk, microbatch));
+    slot->pass.overwrite_grads = step->microbatch == 0;
     slot->pass.hooks = &hooks;
     slot->pass.measured_load = walk->measured_load;
+    if (chunk->place.has_head) {
+        loss = loss_of(trainer, step->microbatch);
+    }
     timers_start(&trainer->timers, "forward-compute", 2);
     transformer_stage_forward(chunk, &slot->pass, input, output,
-                              chunk->place.has_head ? &trainer->loss : NULL, &slot->stage_saved);
+                              chunk->place.has_head ? &loss : NULL, &slot->stage_saved);
     timers_stop(&trainer->timers, "forward-compute", 2);
     slot->pass.hooks = NULL;
-    if (chunk->place.has_head) {
-        TRY(read_loss(walk, microbatch));
-    }
     if (!walk->training && step->chunk == trainer->num_chunks - 1) {
         microbatch->number = -1;
     }
@@ -137,7 +129,24 @@ static int backward(void *context, const struct pipeline_step *step, int slot_in
     return 0;
 }
 
-int batch_walk_run(struct batch_walk *walk)
+void batch_walk_begin(struct batch_walk *walk)
+{
+    if (reads_loss(walk)) {
+        loss_reading_begin(&walk->loss, walk->num_microbatches, walk->trainer->losses.dim[1]);
+    }
+}
+
+int batch_walk_load_all(struct batch_walk *walk)
+{
+    for (int i = 0; i < (int)walk->num_microbatches; i++) {
+        struct microbatch *microbatch;
+
+        TRY(load_microbatch(walk, i, &microbatch));
+    }
+    return 0;
+}
+
+int batch_walk_pass_all(struct batch_walk *walk)
 {
     struct trainer *trainer = walk->trainer;
     const struct pipeline_transport transport = trainer_transport(trainer);
@@ -153,18 +162,22 @@ int batch_walk_run(struct batch_walk *walk)
     return result;
 }
 
-/* Every rank of a pipeline gets what its last stage has; the ranks of a TP group have the same. */
-void batch_walk_sum_over_ranks(struct batch_walk *walk)
+void batch_walk_end(struct batch_walk *walk)
 {
     struct trainer *trainer = walk->trainer;
-    double sums[3] = {walk->loss_sum, walk->num_tokens, walk->is_nan ? 1.0 : 0.0};
 
-    if (trainer->groups.world->size == 1) {
-        return;
+    for (int i = 0; i < trainer->num_microbatches; i++) {
+        trainer->microbatches[i].number = -1;
     }
-    trainer_sum(trainer, trainer->groups.dp_cp, sums, 3);
-    trainer_sum(trainer, trainer->groups.pp, sums, 3);
-    walk->loss_sum = sums[0];
-    walk->num_tokens = sums[1];
-    walk->is_nan = sums[2] > 0.0;
+    if (reads_loss(walk)) {
+        loss_reading_start(&walk->loss, trainer->stream, &trainer->losses);
+    }
+}
+
+int batch_walk_run(struct batch_walk *walk)
+{
+    batch_walk_begin(walk);
+    TRY(batch_walk_pass_all(walk));
+    batch_walk_end(walk);
+    return 0;
 }

@@ -1,8 +1,10 @@
 /* walk.h - a global batch on its way through this rank's schedule: loads and uploads microbatches,
- * runs forward and backward passes, collects the loss. Training and evaluation both use it. */
+ * runs forward and backward passes, starts the reading of the losses. Training and evaluation both
+ * use it. Nothing in it waits for the device. */
 #ifndef CADRE_TRAIN_WALK_H
 #define CADRE_TRAIN_WALK_H
 
+#include "train/loss_reading.h"
 #include "train/trainer.h"
 
 struct batch_walk {
@@ -10,15 +12,17 @@ struct batch_walk {
     struct loader *loader;    /* NULL: memory is measured, nothing is read */
     int64_t num_microbatches; /* of this data-parallel rank */
     bool training;
-    double measured_load;        /* of pass.h, where memory is measured */
-    double loss_sum, num_tokens; /* of this rank's unmasked tokens, on the last stage */
-    bool is_nan;                 /* the loss was not finite */
+    double measured_load;     /* of pass.h, where memory is measured */
+    struct loss_reading loss; /* the caller finishes it */
 };
 
-/* Adds to loss_sum and num_tokens, and in training to the gradients. A loss that is not finite is
- * an error unless its check is switched off. */
+/* Adds to the gradients in training. The caller finishes walk->loss, also after an error. */
 int batch_walk_run(struct batch_walk *walk);
-/* loss_sum, num_tokens and is_nan over all ranks. */
-void batch_walk_sum_over_ranks(struct batch_walk *walk);
+
+/* What it consists of, for who puts something else in the place of the passes. */
+void batch_walk_begin(struct batch_walk *walk);
+int batch_walk_load_all(struct batch_walk *walk); /* needs a place for each microbatch */
+int batch_walk_pass_all(struct batch_walk *walk); /* loads what is not loaded yet */
+void batch_walk_end(struct batch_walk *walk);     /* frees the places, starts walk->loss */
 
 #endif

@@ -5,6 +5,7 @@
 #if defined CADRE_MPI && __has_include(<nccl.h>) && __has_include(<cublasLt.h>)
 
 /* A build with CUDA has the real ones too. */
+#define cudaDeviceGetStreamPriorityRange pretended_priorities
 #define cudaEventCreateWithFlags pretended_event_create
 #define cudaEventDestroy pretended_event_destroy
 #define cudaEventQuery pretended_event_query
@@ -12,7 +13,7 @@
 #define cudaGetDeviceProperties pretended_properties
 #define cudaGetErrorString pretended_error_string
 #define cudaSetDevice pretended_set_device
-#define cudaStreamCreateWithFlags pretended_stream_create
+#define cudaStreamCreateWithPriority pretended_stream_create
 #define cudaStreamDestroy pretended_stream_destroy
 #define cudaStreamSynchronize pretended_stream_synchronize
 #define cudaStreamWaitEvent pretended_stream_wait
@@ -69,12 +70,12 @@ struct CUevent_st {
 
 struct ncclComm {
     int rank, size, root, number; /* root: the world rank that made the id */
-    bool joined;
+    bool joined, finalizing;
     int num_polls; /* until the work is on the stream */
     int num_works;
     int world[RANKS_MAX];
     int places[RANKS_MAX][2]; /* root's: rank and world rank of the others */
-    MPI_Request requests[RANKS_MAX];
+    MPI_Request requests[2 * RANKS_MAX];
     int num_requests;
     struct work *open;       /* between ncclGroupStart and ncclGroupEnd */
     struct work *connecting; /* from there until it is on the stream */
@@ -95,7 +96,7 @@ static int tag_of(const struct ncclComm *comm, int which)
 /* With MPI's lock. */
 static void work_post(struct work *work)
 {
-    const int tag = tag_of(work->comm, 2 + work->comm->num_works++ % (TAGS_PER_COMM - 2));
+    const int tag = tag_of(work->comm, 3 + work->comm->num_works++ % (TAGS_PER_COMM - 3));
 
     for (int i = 0; i < work->num_messages; i++) {
         void *data = work->messages[i].data;
@@ -181,7 +182,14 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
+cudaError_t cudaDeviceGetStreamPriorityRange(int *lowest, int *highest)
+{
+    *lowest = 0;
+    *highest = -5;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int priority)
 {
     *s = calloc(1, sizeof **s);
     pthread_mutex_lock(&pretence);
@@ -346,7 +354,7 @@ static ncclResult_t get_async_error(ncclComm_t comm, ncclResult_t *result)
     if (!comm->joined) {
         progress_lock();
         MPI_Testall(comm->num_requests, comm->requests, &done, MPI_STATUSES_IGNORE);
-        if (done && launch_rank() == comm->root) {
+        if (done && !comm->finalizing && launch_rank() == comm->root) {
             tell_everyone(comm);
         }
         progress_unlock(false);
@@ -359,13 +367,31 @@ static ncclResult_t get_async_error(ncclComm_t comm, ncclResult_t *result)
     return ncclSuccess;
 }
 
-static ncclResult_t nothing_to_do(ncclComm_t comm)
+/* Complete when every rank has come to it: the real one may wait for others. */
+static ncclResult_t comm_finalize(ncclComm_t comm)
+{
+    progress_lock();
+    comm->num_requests = 0;
+    for (int r = 0; r < comm->size; r++) {
+        MPI_Isend(NULL, 0, MPI_BYTE, comm->world[r], tag_of(comm, 2), MPI_COMM_WORLD,
+                  &comm->requests[comm->num_requests++]);
+        MPI_Irecv(NULL, 0, MPI_BYTE, comm->world[r], tag_of(comm, 2), MPI_COMM_WORLD,
+                  &comm->requests[comm->num_requests++]);
+    }
+    progress_unlock(false);
+    comm->finalizing = true;
+    comm->joined = false;
+    return ncclInProgress;
+}
+
+static ncclResult_t comm_abort(ncclComm_t comm)
 {
     return ncclSuccess;
 }
 
 static ncclResult_t comm_free(ncclComm_t comm)
 {
+    CHECK(comm->joined, "destroyed before it was finalized");
     free(comm);
     return ncclSuccess;
 }
@@ -516,9 +542,9 @@ const struct nccl_library *nccl_library(void)
     static const struct nccl_library library = {.ncclAllGather = all_gather,
                                                 .ncclAllReduce = all_reduce,
                                                 .ncclBroadcast = broadcast,
-                                                .ncclCommAbort = nothing_to_do,
+                                                .ncclCommAbort = comm_abort,
                                                 .ncclCommDestroy = comm_free,
-                                                .ncclCommFinalize = nothing_to_do,
+                                                .ncclCommFinalize = comm_finalize,
                                                 .ncclCommGetAsyncError = get_async_error,
                                                 .ncclCommInitRankConfig = comm_init,
                                                 .ncclGetErrorString = error_string,

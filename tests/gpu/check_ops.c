@@ -1,7 +1,8 @@
-/* check_ops [F32|BF16] [attention|dense|moe] [small]: every op on the GPU against the same op on
- * the CPU (whose products are sums in double here), on fresh random inputs, into poisoned outputs,
- * in packed and odd sizes; and twice on the GPU, for the same bits. Prints a line an op, and a
- * table of failures last. */
+/* check_ops [F32|BF16] [attention|dense|moe] [aligned|shifted] [small|tiny]: every op on the GPU
+ * against the same op on the CPU (whose products are sums in double here), on fresh random inputs,
+ * into poisoned outputs, in packed, odd and empty sizes, with tensors that begin at aligned
+ * addresses and (attention apart) an element after; and twice on the GPU, for the same bits. Prints
+ * a line an op, and a table of failures last. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@
 #include "ops/ops_cuda.h"
 
 enum { SIDE_CPU, SIDE_GPU, SIDE_GPU_AGAIN, NUM_SIDES };
+enum { GUARDS_MAX = 512, GUARD_BYTES = 64, GUARD_BYTE = 0x5a };
 
 /* One tensor in three places. */
 struct trio {
@@ -27,10 +29,18 @@ static struct stream *streams[NUM_SIDES];
 static struct arena *arenas[NUM_SIDES];
 static struct rng_key test_key;
 static uint64_t num_drawn;
+/* Memory that must keep its bytes. */
+static struct guarded {
+    struct stream *stream;
+    const char *memory;
+    size_t size_bytes;
+} guards[GUARDS_MAX];
+static int num_guards;
 static int num_checks, num_failures;
 static char failures[64][160];
 static const char *current; /* what is being checked */
 static enum dtype act;      /* the activations' dtype of the current pass */
+static int64_t shift;       /* elements before every tensor of the current pass */
 
 #define SIZE_OF_DIMS(...) (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t))
 #define NEW(dtype, ...) trio_new((dtype), (const int64_t[]){__VA_ARGS__}, SIZE_OF_DIMS(__VA_ARGS__))
@@ -53,18 +63,49 @@ static bool has_word(const char *word)
     return false;
 }
 
+/* For tools that make the GPU a hundred times slower. */
+static int64_t reduced(int64_t n)
+{
+    const int64_t fewer = n / 4 + (n > 0);
+
+    return !has_word("tiny") ? n : n % 8 == 0 ? (fewer + 7) / 8 * 8 : fewer;
+}
+
 /* Whether the command line names this one, or none of the three. */
 static bool is_wanted(const char *name, const char *second, const char *third)
 {
     return has_word(name) || (!has_word(second) && !has_word(third));
 }
 
+/* Bytes around a tensor that no op may write. */
+static void guard(struct stream *stream, char *memory, size_t size_bytes)
+{
+    char *host = malloc(size_bytes);
+
+    CHECK(host != NULL && num_guards < GUARDS_MAX, "%d guards", num_guards);
+    memset(host, GUARD_BYTE, size_bytes);
+    stream_copy_from_host(stream, memory, host, size_bytes);
+    guards[num_guards++] = (struct guarded){stream, memory, size_bytes};
+    free(host);
+}
+
+/* With guards around it. */
 static struct trio trio_new(enum dtype dtype, const int64_t *dims, int num_dims)
 {
+    struct tensor x = tensor_wrap(NULL, dtype, dims, num_dims);
+    const size_t before = (size_t)(shift * dtype_size_bytes(dtype));
+    const size_t size_bytes = tensor_size_bytes(&x);
     struct trio trio;
 
     for (int side = 0; side < NUM_SIDES; side++) {
-        trio.side[side] = tensor_allocate(arenas[side], dtype, dims, num_dims);
+        char *memory = arena_allocate(arenas[side], before + size_bytes + GUARD_BYTES);
+
+        if (before > 0) {
+            guard(streams[side], memory, before);
+        }
+        guard(streams[side], memory + before + size_bytes, GUARD_BYTES);
+        x.data = memory + before;
+        trio.side[side] = x;
     }
     return trio;
 }
@@ -121,6 +162,7 @@ static struct trio filled_normal(struct trio trio, double scale)
     const uint64_t row = num_drawn++;
     const int64_t n = tensor_num_elements(&trio.side[0]);
 
+#pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
         put(&trio.side[0], i, scale * rng_normal(test_key, row, (uint64_t)i));
     }
@@ -132,6 +174,7 @@ static struct trio filled_below(struct trio trio, int64_t end)
     const uint64_t row = num_drawn++;
     const int64_t n = tensor_num_elements(&trio.side[0]);
 
+#pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
         put(&trio.side[0], i, floor((double)rng_uniform(test_key, row, (uint64_t)i) * (double)end));
     }
@@ -143,6 +186,7 @@ static struct trio poisoned(struct trio trio)
     const int64_t n = tensor_num_elements(&trio.side[0]);
     const bool whole = trio.side[0].dtype == DTYPE_I32 || trio.side[0].dtype == DTYPE_I64;
 
+#pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
         put(&trio.side[0], i, whole ? -1000000000.0 : NAN);
     }
@@ -162,8 +206,8 @@ static struct trio ids(int64_t n)
 static void failed(const char *name, const char *format, double value, double limit)
 {
     if (num_failures < 64) {
-        int length = snprintf(failures[num_failures], sizeof failures[0], "%s %s %s: ", current,
-                              dtype_name(act), name);
+        int length = snprintf(failures[num_failures], sizeof failures[0], "%s %s%s %s: ", current,
+                              dtype_name(act), shift > 0 ? " shifted" : "", name);
 
         snprintf(failures[num_failures] + length, sizeof failures[0] - (size_t)length, format,
                  value, limit);
@@ -179,22 +223,19 @@ static void check_close(const char *name, const struct trio *x, int64_t n, doubl
     const size_t size_bytes = tensor_size_bytes(cpu);
     void *gpu = malloc(size_bytes + 1), *again = malloc(size_bytes + 1);
     double largest = 0.0, worst = 0.0;
+    int64_t num_nan = 0;
 
     stream_copy_to_host(streams[SIDE_GPU], gpu, x->side[SIDE_GPU].data, size_bytes);
     stream_copy_to_host(streams[SIDE_GPU_AGAIN], again, x->side[SIDE_GPU_AGAIN].data, size_bytes);
-    for (int64_t i = 0; i < n; i++) {
-        largest = fmax(largest, fabs(get(cpu, cpu->data, i)));
-    }
+#pragma omp parallel for schedule(static) reduction(max : largest, worst) reduction(+ : num_nan)
     for (int64_t i = 0; i < n; i++) {
         const double error = fabs(get(cpu, gpu, i) - get(cpu, cpu->data, i));
 
-        worst = error <= worst ? worst : error; /* takes NaN */
-        if (isnan(error)) {
-            worst = NAN;
-            break;
-        }
+        largest = fmax(largest, fabs(get(cpu, cpu->data, i)));
+        worst = fmax(worst, error); /* leaves out NaN */
+        num_nan += isnan(error);
     }
-    worst /= largest > 0.0 ? largest : 1.0;
+    worst = num_nan > 0 ? NAN : worst / (largest > 0.0 ? largest : 1.0);
     num_checks++;
     printf("%-34s %-5s %-14s error %.1e\n", current, dtype_name(act), name, worst);
     if (!(worst <= tolerance)) {
@@ -207,19 +248,68 @@ static void check_close(const char *name, const struct trio *x, int64_t n, doubl
     free(again);
 }
 
+static int64_t row_elements(const struct trio *x)
+{
+    int64_t count = 1;
+
+    for (int i = 1; i < x->side[0].num_dims; i++) {
+        count *= x->side[0].dim[i];
+    }
+    return count;
+}
+
 static double tolerance(const struct trio *x)
 {
     return act == DTYPE_BF16 || x->side[0].dtype == DTYPE_BF16 ? 1e-2 : 1e-5;
 }
 
 #define CLOSE(x) check_close(#x, &(x), tensor_num_elements(&(x).side[0]), tolerance(&(x)))
-#define CLOSE_ROWS(x, rows)                                                                        \
-    check_close(#x, &(x), (rows) * (tensor_num_elements(&(x).side[0]) / (x).side[0].dim[0]),       \
-                tolerance(&(x)))
+#define CLOSE_ROWS(x, rows) check_close(#x, &(x), (rows)*row_elements(&(x)), tolerance(&(x)))
+#define KEPT_ROWS(x, rows) check_kept(#x, &(x), (rows)*row_elements(&(x)))
 #define SAME(x) check_close(#x, &(x), tensor_num_elements(&(x).side[0]), 0.0)
 
+/* The elements from n on are still the poison that they were. */
+static void check_kept(const char *name, const struct trio *x, int64_t n)
+{
+    const size_t size_bytes = tensor_size_bytes(&x->side[SIDE_GPU]);
+    const int64_t end = tensor_num_elements(&x->side[SIDE_GPU]);
+    void *gpu = malloc(size_bytes + 1);
+    int num_written = 0;
+
+    stream_copy_to_host(streams[SIDE_GPU], gpu, x->side[SIDE_GPU].data, size_bytes);
+    for (int64_t i = n; i < end; i++) {
+        num_written += !isnan(get(&x->side[SIDE_GPU], gpu, i));
+    }
+    if (num_written > 0) {
+        failed(name, "%.0f elements written that are not in use, of %.0f", num_written,
+               (double)(end - n));
+    }
+    free(gpu);
+}
+
+static void check_guards(void)
+{
+    char host[GUARD_BYTES];
+
+    for (int i = 0; i < num_guards; i++) {
+        int num_written = 0;
+
+        stream_copy_to_host(guards[i].stream, host, guards[i].memory, guards[i].size_bytes);
+        for (size_t b = 0; b < guards[i].size_bytes; b++) {
+            num_written += host[b] != GUARD_BYTE;
+        }
+        if (num_written > 0) {
+            failed("outside of a tensor", "%.0f bytes written, of %.0f", num_written,
+                   (double)guards[i].size_bytes);
+        }
+    }
+    num_guards = 0;
+}
+
+/* Ends the last check and starts one of this name. */
 static void begin(const char *name)
 {
+    check_guards();
     for (int side = 0; side < NUM_SIDES; side++) {
         stream_wait(streams[side]);
         arena_release(arenas[side], (struct arena_mark){0});
@@ -317,6 +407,8 @@ static void check_qkv(int64_t t, int64_t a, int64_t g, int64_t d, int64_t p, boo
 static void check_attention(int64_t s, int64_t s_kv, int64_t b, int64_t a, int64_t g, int64_t d,
                             bool causal, bool documents, float p)
 {
+    s = reduced(s);
+    s_kv = reduced(s_kv);
     begin(documents ? "attention, documents" : p > 0.0f ? "attention, dropout" : "attention");
     const int64_t kv_length = s_kv - 3 > s ? s_kv - 3 : s, q_start = causal ? kv_length - s : 0;
     const int64_t rows = s_kv > kv_length ? s_kv : kv_length;
@@ -348,6 +440,7 @@ static void check_attention(int64_t s, int64_t s_kv, int64_t b, int64_t a, int64
 /* Queries [s, 2s) of a sequence against its keys in parts [0, s), all seen, and [s, 2s). */
 static void check_attention_parts(int64_t s, int64_t b, int64_t a, int64_t g, int64_t d, float p)
 {
+    s = reduced(s);
     begin("attention in parts");
     struct trio q = NORMAL(act, 1.0, s, b, a, d), d_out = NORMAL(act, 1.0, s, b, a, d);
     struct trio out = POISON(DTYPE_F32, s, b, a, d), lse = POISON(DTYPE_F32, b, a, s);
@@ -410,6 +503,9 @@ static void check_random(int64_t t, int64_t h)
     CLOSE(jittered);
     BOTH(random_normal, random_normal, .x = D(normal), .token_id = D(token), .key = key);
     CLOSE(normal);
+    BOTH(initial_normal, initial_normal, .x = D(y), .key = key, .std = 0.5f,
+         .box = {.num_dims = 2, .offset = {5, 3}, .size = {t, h}}, .global_shape = {t + 7, h + 4});
+    CLOSE(y);
 }
 
 static void check_embedding(int64_t t, int64_t v, int64_t h)
@@ -483,21 +579,54 @@ static void check_elementwise(int64_t n)
 static void check_router(const char *name, struct router_rule rule, int64_t t, int64_t e,
                          bool selection_too, bool bias_too)
 {
+    t = reduced(t);
     begin(name);
     const int64_t k = rule.topk;
     struct trio logits = NORMAL(DTYPE_F32, 2.0, t, e), selection = NORMAL(DTYPE_F32, 1.0, t, e);
     struct trio bias = NORMAL(DTYPE_F32, 0.3, e), probs = POISON(DTYPE_F32, t, k);
     struct trio indices = POISON(DTYPE_I32, t, k), d_probs = NORMAL(DTYPE_F32, 1.0, t, k);
-    struct trio d_logits = NORMAL(DTYPE_F32, 1.0, t, e);
+    struct trio d_logits = POISON(DTYPE_F32, t, e);
 
     BOTH(router_topk_forward, router_topk, .rule = rule, .probs = D(probs), .indices = D(indices),
          .logits = D(logits), .selection = selection_too ? D(selection) : NULL,
          .expert_bias = bias_too ? D(bias) : NULL);
     SAME(indices);
     CLOSE(probs);
-    BOTH(router_topk_backward, router_topk_backward, .rule = rule, .d_logits = D(d_logits),
+    BOTH(router_backward, router_backward, .rule = rule, .d_logits = D(d_logits),
          .d_probs = D(d_probs), .logits = D(logits), .indices = D(indices));
     CLOSE(d_logits);
+}
+
+/* All that the logits receive, and their linear layer. With 16 bits of d_logits' fraction, d_weight
+ * is within f32's bar in bf16 too. */
+static void check_router_backward(enum router_score score, int64_t t, int64_t e, int64_t k,
+                                  int64_t h)
+{
+    begin("router, backward");
+    const struct router_rule rule = {.score = score, .topk = (int)k, .scaling_factor = 1.5f};
+    struct trio logits = NORMAL(DTYPE_F32, 1.0, t, e), d_logits = POISON(DTYPE_F32, t, e);
+    struct trio indices = POISON(DTYPE_I32, t, k), probs = POISON(DTYPE_F32, t, k);
+    struct trio d_probs = NORMAL(DTYPE_F32, 1.0, t, k);
+    struct trio counts = NORMAL(DTYPE_F32, 9.0, 1, e), parts = NORMAL(DTYPE_F32, 9.0, 2, e);
+    struct trio x = NORMAL(act, 1.0, t, h), weight = NORMAL(act, 0.1, e, h);
+    struct trio d_x = NORMAL(act, 1.0, t, h), d_x_f32 = NORMAL(DTYPE_F32, 1.0, t, h);
+    struct trio d_weight = NORMAL(DTYPE_F32, 1.0, e, h), replaced = POISON(DTYPE_F32, e, h);
+
+    BOTH(router_topk_forward, router_topk, .rule = rule, .probs = D(probs), .indices = D(indices),
+         .logits = D(logits));
+    BOTH(router_backward, router_backward, .rule = rule, .d_logits = D(d_logits),
+         .logits = D(logits), .d_probs = D(d_probs), .indices = D(indices),
+         .balance = {{D(counts), 0.02f}, {D(parts), 0.03f}}, .num_balance_terms = 2,
+         .z_scale = 0.3f);
+    CLOSE(d_logits);
+    BOTH(router_linear_backward, router_linear_backward, .d_x = D(d_x), .d_weight = D(d_weight),
+         .d_logits = D(d_logits), .x = D(x), .weight = D(weight));
+    CLOSE(d_x);
+    check_close("d_weight", &d_weight, e * h, 1e-5);
+    BOTH(router_linear_backward, router_linear_backward, .d_x = D(d_x_f32), .d_weight = D(replaced),
+         .d_logits = D(d_logits), .x = D(x), .weight = D(weight), .overwrite_grads = true);
+    check_close("replaced", &replaced, e * h, 1e-5);
+    check_close("d_x_f32", &d_x_f32, t * h, 1e-5);
 }
 
 static void check_ties(void)
@@ -519,11 +648,12 @@ static void check_ties(void)
 
 static void check_balance(enum router_score score, int64_t t, int64_t e, int64_t c)
 {
+    t = reduced(t / c) * c;
     begin("balance");
     const int64_t k = 3;
     struct trio logits = NORMAL(DTYPE_F32, 2.0, t, e), indices = BELOW(e, t, k);
     struct trio counts = POISON(DTYPE_F32, c, e), score_sums = POISON(DTYPE_F32, c, e);
-    struct trio loss = POISON(DTYPE_F32, 1), d_logits = NORMAL(DTYPE_F32, 1.0, t, e);
+    struct trio loss = POISON(DTYPE_F32, 1), d_logits = POISON(DTYPE_F32, t, e);
     struct trio z = POISON(DTYPE_F32, 1), bias = NORMAL(DTYPE_F32, 1.0, e);
 
     BOTH(router_balance, router_balance, .score = score, .counts = D(counts),
@@ -533,13 +663,12 @@ static void check_balance(enum router_score score, int64_t t, int64_t e, int64_t
     BOTH(router_balance_loss, router_balance_loss, .loss = D(loss), .counts = D(counts),
          .score_sums = D(score_sums), .factor = 0.01f);
     CLOSE(loss);
-    BOTH(router_balance_backward, router_balance_backward, .score = score, .d_logits = D(d_logits),
-         .logits = D(logits), .counts = D(counts), .scale = 0.02f);
+    BOTH(router_backward, router_backward, .rule = {.score = score, .topk = (int)k},
+         .d_logits = D(d_logits), .logits = D(logits), .balance = {{D(counts), 0.02f}},
+         .num_balance_terms = 1);
     CLOSE(d_logits);
-    BOTH(router_z_loss, router_z_loss, .loss = D(z), .d_logits = D(d_logits), .logits = D(logits),
-         .factor = 0.1f, .d_scale = 0.3f);
+    BOTH(router_z_loss, router_z_loss, .loss = D(z), .logits = D(logits), .factor = 0.1f);
     CLOSE(z);
-    CLOSE(d_logits);
     if (c == 1) {
         struct trio total = counts;
 
@@ -554,6 +683,7 @@ static void check_balance(enum router_score score, int64_t t, int64_t e, int64_t
 
 static void check_sinkhorn(int64_t t, int64_t e)
 {
+    t = reduced(t);
     begin("sinkhorn");
     struct trio logits = NORMAL(DTYPE_F32, 1.0, t, e), assignment = POISON(DTYPE_F32, t, e);
 
@@ -593,6 +723,8 @@ static struct trio rows_of(const struct trio *x, int64_t count)
 static void check_permutation(int64_t t, int64_t e, int64_t k, int64_t h, double skew,
                               int64_t capacity, bool pad, enum drop_policy policy)
 {
+    t = reduced(t);
+    capacity = reduced(capacity);
     begin(capacity > 0 ? "permutation, capacity" : "permutation");
     struct trio probs, indices = routed(t, e, k, skew, &probs);
     const int64_t num_rows = pad ? e * capacity : t * k;
@@ -600,6 +732,7 @@ static void check_permutation(int64_t t, int64_t e, int64_t k, int64_t h, double
     struct trio row_prob = NORMAL(DTYPE_F32, 0.0, num_rows), offsets = POISON(DTYPE_I32, e + 1);
     struct trio x = NORMAL(act, 1.0, t, h), rows = NORMAL(act, 0.0, num_rows, h);
     struct trio y = POISON(act, t, h), sum = NORMAL(act, 1.0, t, h);
+    struct trio copies = NORMAL(act, 0.0, num_rows, h);
     struct trio d_probs = POISON(DTYPE_F32, t, k), d_row_prob = NORMAL(DTYPE_F32, 1.0, num_rows);
 
     if (capacity > 0) {
@@ -621,6 +754,9 @@ static void check_permutation(int64_t t, int64_t e, int64_t k, int64_t h, double
     BOTH(row_gather, row_gather, .y = D(rows), .x = D(x), .index = D(row_token),
          .offsets = D(offsets));
     SAME(rows);
+    BOTH(row_gather, row_gather, .y = D(copies), .x = D(x), .index = D(row_token),
+         .offsets = D(offsets), .token_rows = pad ? NULL : D(row_of));
+    SAME(copies);
     BOTH(row_sum, row_sum, .y = D(y), .rows = D(rows), .row_of = D(row_of));
     CLOSE(y);
     BOTH(row_sum, row_sum, .y = D(sum), .rows = D(rows), .row_of = D(row_of), .accumulate = true);
@@ -632,13 +768,17 @@ struct experts_case {
     double skew;
     enum activation_kind kind;
     bool gather, biases, no_probs;
+    bool all_used; /* no rows beyond offsets[E] */
 };
 
 static void check_experts(const char *name, struct experts_case c)
 {
+    c.t = reduced(c.t);
+    c.h = reduced(c.h);
+    c.f = reduced(c.f);
     begin(name);
     const int64_t f1 = c.kind == ACTIVATION_SWIGLU ? 2 * c.f : c.f, num_used = c.t * c.k;
-    const int64_t num_rows = num_used + 37; /* rows that are not in use hold poison */
+    const int64_t num_rows = num_used + (c.all_used ? 0 : 37); /* the others hold poison */
     const double scale1 = 1.0 / sqrt((double)c.h), scale2 = 1.0 / sqrt((double)c.f);
     struct trio probs, indices = routed(c.t, c.e, c.k, c.skew, &probs);
     struct trio row_of = POISON(DTYPE_I32, c.t, c.k), row_token = POISON(DTYPE_I32, num_rows);
@@ -652,6 +792,8 @@ static void check_experts(const char *name, struct experts_case c)
     struct trio d_fc1 = NORMAL(DTYPE_F32, 1.0, c.e, f1, c.h);
     struct trio d_fc2 = NORMAL(DTYPE_F32, 1.0, c.e, c.h, c.f);
     struct trio d_b1 = NORMAL(DTYPE_F32, 1.0, c.e, f1), d_b2 = NORMAL(DTYPE_F32, 1.0, c.e, c.h);
+    struct trio first_d_fc1 = POISON(DTYPE_F32, c.e, f1, c.h);
+    struct trio first_d_fc2 = POISON(DTYPE_F32, c.e, c.h, c.f);
 
     struct trio used_token = rows_of(&row_token, num_used),
                 used_prob = rows_of(&row_prob, num_used);
@@ -661,26 +803,36 @@ static void check_experts(const char *name, struct experts_case c)
     BOTH(row_gather, row_gather, .y = D(rows), .x = D(tokens), .index = D(row_token),
          .offsets = D(offsets));
     BOTH(row_gather, row_gather, .y = D(d_rows), .x = D(d_tokens), .index = D(row_token),
-         .offsets = D(offsets));
+         .offsets = D(offsets), .token_rows = D(row_of));
 #define EXPERTS                                                                                    \
     .activation = c.kind, .y = D(y), .pre_activation = D(h), .x = c.gather ? D(tokens) : D(rows),  \
-    .row_token = c.gather ? D(row_token) : NULL, .offsets = D(offsets),                            \
+    .row_token = c.gather ? D(row_token) : NULL,                                                   \
+    .token_rows = c.gather && !c.biases ? D(row_of) : NULL, .offsets = D(offsets),                 \
     .row_prob = c.no_probs ? NULL : D(row_prob), .fc1 = D(fc1), .fc2 = D(fc2),                     \
     .fc1_bias = c.biases ? D(b1) : NULL, .fc2_bias = c.biases ? D(b2) : NULL
     BOTH(experts_forward, experts_forward, EXPERTS);
     CLOSE_ROWS(h, num_used);
     CLOSE_ROWS(y, num_used);
-    BOTH(experts_backward, experts_backward, .forward = {EXPERTS},
-         .d_y = c.gather ? D(d_tokens) : D(d_rows), .d_y_row_token = c.gather ? D(row_token) : NULL,
-         .d_x = D(d_x), .d_row_prob = c.no_probs ? NULL : D(d_row_prob), .d_fc1 = D(d_fc1),
-         .d_fc2 = D(d_fc2), .d_fc1_bias = c.biases ? D(d_b1) : NULL,
-         .d_fc2_bias = c.biases ? D(d_b2) : NULL);
+    KEPT_ROWS(h, num_used);
+    KEPT_ROWS(y, num_used);
+#define EXPERTS_BACKWARD                                                                           \
+    .forward = {EXPERTS}, .d_y = c.gather ? D(d_tokens) : D(d_rows),                               \
+    .d_y_row_token = c.gather ? D(row_token) : NULL, .d_x = D(d_x),                                \
+    .d_row_prob = c.no_probs ? NULL : D(d_row_prob), .d_fc1_bias = c.biases ? D(d_b1) : NULL,      \
+    .d_fc2_bias = c.biases ? D(d_b2) : NULL
+    BOTH(experts_backward, experts_backward, EXPERTS_BACKWARD, .d_fc1 = D(d_fc1),
+         .d_fc2 = D(d_fc2));
+    BOTH(experts_backward, experts_backward, EXPERTS_BACKWARD, .d_fc1 = D(first_d_fc1),
+         .d_fc2 = D(first_d_fc2), .overwrite_grads = true);
     CLOSE_ROWS(d_x, num_used);
+    KEPT_ROWS(d_x, num_used);
     if (!c.no_probs) {
         CLOSE_ROWS(d_row_prob, num_used);
     }
     CLOSE(d_fc1);
     CLOSE(d_fc2);
+    CLOSE(first_d_fc1);
+    CLOSE(first_d_fc2);
     if (c.biases) {
         CLOSE(d_b1);
         CLOSE(d_b2);
@@ -731,6 +883,29 @@ static void check_optimizer(int64_t n)
     CLOSE(factor);
 }
 
+/* f32 parameters are their own masters; SGD without momentum, and momentum's first step. */
+static void check_plain_optimizer(int64_t n)
+{
+    begin("optimizer, f32 parameters");
+    struct trio param = NORMAL(DTYPE_F32, 1.0, n), exp_avg = NORMAL(DTYPE_F32, 0.0, n);
+    struct trio exp_avg_sq = NORMAL(DTYPE_F32, 0.0, n), momentum = POISON(DTYPE_F32, n);
+    struct trio grad = NORMAL(DTYPE_F32, 1.0, n), scale = NORMAL(DTYPE_F32, 1.0, 1);
+
+    BOTH(adam_step, adam_step, .param = D(param), .master = D(param), .exp_avg = D(exp_avg),
+         .exp_avg_sq = D(exp_avg_sq), .grad = D(grad), .grad_scale = D(scale), .lr = 0.01f,
+         .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.0f, .step = 1);
+    CLOSE(param);
+    CLOSE(exp_avg_sq);
+    BOTH(sgd_step, sgd_step, .param = D(param), .master = D(param), .grad = D(grad),
+         .grad_scale = D(scale), .lr = 0.01f, .weight_decay = 0.1f);
+    CLOSE(param);
+    BOTH(sgd_step, sgd_step, .param = D(param), .master = D(param), .momentum_buffer = D(momentum),
+         .grad = D(grad), .grad_scale = D(scale), .lr = 0.01f, .momentum = 0.9f,
+         .weight_decay = 0.1f, .first_step = true);
+    CLOSE(param);
+    CLOSE(momentum);
+}
+
 static void check_attentions(void)
 {
     check_attention(70, 70, 2, 4, 2, 64, true, false, 0.0f);
@@ -744,13 +919,19 @@ static void check_attentions(void)
     check_attention(100, 133, 2, 6, 2, 80, false, false, 0.0f);
     check_attention(67, 67, 1, 2, 1, 8, true, false, 0.0f);
     check_attention(45, 101, 2, 6, 2, 64, true, false, 0.0f);
+    /* A token after those in a cache; a part of a prompt, in a shape for cuDNN. */
+    check_attention(1, 77, 1, 4, 2, 64, true, false, 0.0f);
+    check_attention(1, 131, 3, 4, 4, 128, true, false, 0.0f);
+    check_attention(64, 131, 2, 4, 2, 64, true, false, 0.0f);
+    check_attention(128, 259, 1, 4, 1, 128, true, false, 0.0f);
+    check_attention(128, 259, 2, 4, 4, 80, false, false, 0.0f);
     check_attention(150, 150, 2, 4, 2, 128, true, true, 0.0f);
     check_attention(130, 130, 2, 4, 1, 64, true, false, 0.3f);
     check_attention_parts(75, 2, 4, 2, 64, 0.0f);
     check_attention_parts(33, 2, 3, 1, 40, 0.0f);
     check_attention_parts(33, 2, 3, 1, 40, 0.2f); /* its second part begins at no multiple of 4 */
     /* More scores than cuDNN's backward pass is given at a time. */
-    if (act == DTYPE_BF16 && !has_word("small")) {
+    if (act == DTYPE_BF16 && !has_word("small") && !has_word("tiny")) {
         check_attention(2304, 2304, 3, 48, 4, 64, true, false, 0.0f);
         check_attention(2304, 2304, 2, 64, 2, 64, true, false, 0.0f);
     }
@@ -760,32 +941,51 @@ static void check_dense(void)
 {
     check_matmul(37, 53, 29, act);
     check_matmul(128, 256, 64, act);
+    check_matmul(1, 128, 96, act);
     check_matmul(64, 96, 128, DTYPE_F32);
+    check_matmul(37, 53, 29, DTYPE_F32);
+    check_matmul(0, 64, 32, act);
+    check_matmul(24, 16, 0, DTYPE_F32);
     check_bias(300, 77);
     check_bias(300, 512);
+    check_bias(0, 64);
     for (int i = 0; i < 8; i++) {
         check_norm(i & 1 ? NORM_LAYERNORM : NORM_RMSNORM, i & 2, i & 4, 600, i & 1 ? 1000 : 333);
     }
     check_norm(NORM_RMSNORM, false, true, 70, 4096);
     check_norm(NORM_RMSNORM, true, false, 700, 5000);
+    check_norm(NORM_RMSNORM, false, true, 3, 12288);
+    check_norm(NORM_LAYERNORM, false, true, 5, 7);
+    check_norm(NORM_RMSNORM, false, true, 0, 64);
     check_qkv(33, 6, 2, 64, 32, false);
     check_qkv(33, 6, 3, 64, 16, false);
     check_qkv(33, 4, 4, 30, 15, true);
     check_qkv(33, 4, 1, 7, 0, false);
+    check_qkv(0, 4, 2, 64, 32, false);
     for (int kind = 0; kind < 3; kind++) {
         check_activation((enum activation_kind)kind, 33, 77);
         check_activation((enum activation_kind)kind, 33, 128);
+        check_activation((enum activation_kind)kind, 0, 128);
     }
     check_random(40, 77);
     check_random(40, 128);
+    check_random(0, 128);
     check_embedding(500, 40, 77);
     check_embedding(500, 40, 128);
+    check_embedding(3000, 2, 33);
+    check_embedding(0, 40, 64);
     check_cross_entropy(40, 999);
     check_cross_entropy(40, 4096);
+    check_cross_entropy(3, 50257);
+    check_cross_entropy(0, 128);
     check_elementwise(4096);
     check_elementwise(4097);
+    check_elementwise(1);
+    check_elementwise(0);
     check_optimizer(70000);
     check_optimizer(70001);
+    check_optimizer(1);
+    check_plain_optimizer(70001);
 }
 
 static void check_moe(void)
@@ -809,14 +1009,23 @@ static void check_moe(void)
     check_router("router, sigmoid top-1",
                  (struct router_rule){.score = ROUTER_SIGMOID, .topk = 1, .scaling_factor = 1.0f},
                  100, 33, false, false);
+    check_router("router, more than 256 experts",
+                 (struct router_rule){.topk = 40, .scaling_factor = 1.0f}, 50, 300, false, true);
     check_router("router, selection", (struct router_rule){.topk = 2, .scaling_factor = 1.0f}, 100,
                  40, true, false);
     check_ties();
     check_balance(ROUTER_SOFTMAX, 900, 40, 1);
     check_balance(ROUTER_SIGMOID, 900, 130, 3);
+    check_router_backward(ROUTER_SOFTMAX, 1000, 8, 2, 264);
+    check_router_backward(ROUTER_SIGMOID, 334, 130, 6, 77);
+    check_router_backward(ROUTER_SOFTMAX, 62, 5, 1, 33);
+    check_router_backward(ROUTER_SOFTMAX, 0, 8, 2, 64);
     check_sinkhorn(1000, 8);
     check_sinkhorn(37, 70);
     check_permutation(1000, 8, 2, 64, 0.0, 0, false, DROP_BY_PROBS);
+    check_permutation(1000, 8, 1, 40, 50.0, 0, false, DROP_BY_PROBS); /* one takes all */
+    check_permutation(1, 5, 4, 33, 0.0, 0, false, DROP_BY_PROBS);
+    check_permutation(0, 8, 2, 64, 0.0, 0, false, DROP_BY_PROBS);
     check_permutation(333, 130, 8, 77, 3.0, 0, false, DROP_BY_PROBS);
     check_permutation(500, 8, 2, 64, 2.0, 100, false, DROP_BY_PROBS);
     check_permutation(500, 8, 2, 64, 2.0, 150, true, DROP_BY_POSITION);
@@ -840,9 +1049,41 @@ static void check_moe(void)
         (struct experts_case){900, 6, 2, 392, 520, 0.5, ACTIVATION_SWIGLU, false, false, false});
     check_experts("experts, deep", (struct experts_case){170, 3, 2, 1288, 1096, 0.5,
                                                          ACTIVATION_SWIGLU, true, false, false});
+    /* Enough tiles for wide ones (grouped_tiles.h); those above are narrow. */
+    check_experts(
+        "experts, wide tiles",
+        (struct experts_case){700, 70, 2, 1024, 768, 0.0, ACTIVATION_SWIGLU, true, false, false});
+    check_experts(
+        "experts, wide tiles over the edge",
+        (struct experts_case){700, 70, 2, 760, 760, 0.5, ACTIVATION_SWIGLU, false, false, false});
+    /* Rows that are copied beside d_x in two pieces. */
+    check_experts(
+        "experts, rows of two pieces",
+        (struct experts_case){60, 4, 2, 2312, 456, 0.5, ACTIVATION_SWIGLU, true, false, false});
     check_experts(
         "experts, one takes all",
         (struct experts_case){700, 4, 1, 256, 256, 50.0, ACTIVATION_SWIGLU, true, false, true});
+    check_experts(
+        "experts, one takes all in odd sizes",
+        (struct experts_case){301, 4, 1, 129, 65, 50.0, ACTIVATION_SWIGLU, false, false, false});
+    check_experts(
+        "experts, most of them empty",
+        (struct experts_case){5, 40, 2, 128, 136, 0.0, ACTIVATION_SWIGLU, true, false, false});
+    check_experts(
+        "experts, more than a launch takes",
+        (struct experts_case){70, 200, 2, 72, 40, 0.0, ACTIVATION_SWIGLU, true, false, false});
+    check_experts("experts, squared ReLU",
+                  (struct experts_case){200, 5, 2, 128, 64, 1.0, ACTIVATION_SQUARED_RELU, false,
+                                        false, false});
+    check_experts("experts, all rows in use",
+                  (struct experts_case){256, 4, 2, 128, 192, 0.0, ACTIVATION_SWIGLU, true, false,
+                                        false, true});
+    check_experts(
+        "experts, no row in use",
+        (struct experts_case){0, 3, 2, 64, 64, 0.0, ACTIVATION_SWIGLU, false, false, false, false});
+    check_experts(
+        "experts without rows",
+        (struct experts_case){0, 3, 2, 64, 64, 0.0, ACTIVATION_SWIGLU, false, false, false, true});
 }
 
 /* Reads that are finished later have what the memory held when they were started. */
@@ -876,6 +1117,24 @@ static void check_reads(void)
     free(host);
 }
 
+/* The heads of an attention begin on 16 bytes wherever they are of cadre's making. */
+static void check_all(void)
+{
+    if (is_wanted("attention", "dense", "moe") && !has_word("shifted")) {
+        check_attentions();
+    }
+    for (shift = has_word("shifted"); shift < (has_word("aligned") ? 1 : 2); shift++) {
+        if (is_wanted("dense", "attention", "moe")) {
+            check_dense();
+        }
+        if (is_wanted("moe", "attention", "dense")) {
+            check_moe();
+        }
+    }
+    begin("end");
+    shift = 0;
+}
+
 int main(int argc, char **argv)
 {
     const struct device *gpu = device_cuda(0);
@@ -886,6 +1145,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "check_ops: %s\n", error_text());
         return 77;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is stopped has told how far it came */
     words = argv + 1;
     num_words = argc - 1;
     printf("CADRE_TEST_SEED=%llu\n", (unsigned long long)seed);
@@ -899,17 +1159,8 @@ int main(int argc, char **argv)
     check_reads();
     for (int pass = 0; pass < 2; pass++) {
         act = pass == 0 ? DTYPE_F32 : DTYPE_BF16;
-        if (has_word(dtype_name(pass == 0 ? DTYPE_BF16 : DTYPE_F32))) {
-            continue;
-        }
-        if (is_wanted("attention", "dense", "moe")) {
-            check_attentions();
-        }
-        if (is_wanted("dense", "attention", "moe")) {
-            check_dense();
-        }
-        if (is_wanted("moe", "attention", "dense")) {
-            check_moe();
+        if (!has_word(dtype_name(pass == 0 ? DTYPE_BF16 : DTYPE_F32))) {
+            check_all();
         }
     }
     printf("\n%d results compared, %d failed\n", num_checks, num_failures);

@@ -1,17 +1,21 @@
 #!/bin/bash
-# Several ranks on this machine's one GPU, over MPI: tests/gpu/ranks.sh BUILD [MPIEXEC]
+# Several ranks on this machine's one GPU: tests/gpu/ranks.sh BUILD [MPIEXEC] [mpi|nccl] [NUM_RANKS]
 #
-# Every mapping of 2 and 4 ranks trains the curve of one rank, in fp32.
+# Every mapping of 2 and 4 ranks, or of NUM_RANKS, trains the curve of one rank, in fp32: over MPI, or over NCCL, to which
+# the ranks give themselves out for as many hosts.
 set -euo pipefail
 
 BUILD=$(cd "$1" && pwd)
 mpiexec=${2:-mpirun}
+transport=${3:-mpi}
+only=${4:-}
 SOURCE=$(cd "$(dirname "$0")/../.." && pwd)
 CADRE=$BUILD/cadre
 . "$SOURCE/tests/e2e/lib/expect.sh"
 . "$SOURCE/tests/e2e/lib/tiny_run.sh"
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=true \
     OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none OMP_NUM_THREADS=2
+export NCCL_SOCKET_IFNAME=lo NCCL_IB_DISABLE=1 NCCL_NVLS_ENABLE=0 NCCL_MAX_CTAS=2
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
@@ -25,18 +29,29 @@ model=(
     --attention-dropout 0.1 --hidden-dropout 0.1
 )
 
+# as_host COMMAND...: to NCCL, a rank of a host of its own
+as_host() {
+    NCCL_HOSTID=host${OMPI_COMM_WORLD_RANK:-$PMI_RANK} exec "$@"
+}
+export -f as_host
+
 # train NUM_RANKS FLAGS...: ./losses
 train() {
     local launcher=()
-    [ "$1" = 1 ] || launcher=("$mpiexec" -n "$1")
+    if [ "$1" != 1 ]; then
+        launcher=("$mpiexec" -n "$1")
+        [ "$transport" = mpi ] || launcher+=(bash -c 'as_host "$@"' as_host)
+    fi
     shift
     "${launcher[@]}" "$CADRE" pretrain "${model[@]}" "${tiny_data[@]}" "${tiny_training[@]}" --micro-batch-size 1 \
         --global-batch-size 4 --train-iters 8 --device cuda "$@" >log 2>&1 || fail "$*: $(tail -n 3 log)"
+    [ ${#launcher[@]} = 0 ] || [ "$transport" = mpi ] || expect_text "over NCCL" log
     logged_losses log >losses
 }
 
 # same_curve NUM_RANKS FLAGS...
 same_curve() {
+    [ -z "$only" ] || [ "$only" = "$1" ] || return 0
     train "$@"
     paste losses one_rank | awk -v what="$*" '
         { e = ($1 - $2) / $2; if (e < 0) e = -e; if (e > worst) worst = e; n++ }

@@ -125,6 +125,71 @@ static void an_unusual_model_over_documents(void **state)
     check_stage(&config, 4);
 }
 
+/* ---- batches ---- */
+
+static void fill_grads(const struct param_list *params, double value)
+{
+    for (int i = 0; i < params->num_params; i++) {
+        for (int64_t j = 0; j < tensor_num_elements(&params->params[i]->grad); j++) {
+            tensor_set(&params->params[i]->grad, j, value);
+        }
+    }
+}
+
+/* The expert biases, which the first batch has moved, begin anew. */
+static void reset_biases(struct stage_case *c)
+{
+    for (int i = 0; i < c->stage.place.num_layers; i++) {
+        if (c->stage.layers[i].is_moe && c->stage.config.expert_bias) {
+            op_fill_zero(stream, &c->stage.layers[i].moe.router.expert_bias);
+        }
+    }
+}
+
+/* Gradients of a batch of two microbatches that finds `before` in every gradient. */
+static struct tensor grads_of_batch(struct stage_case *c, double before, bool overwrite)
+{
+    struct tensor loss = poisoned_tensor(DTYPE_F32, MODEL_T);
+
+    fill_grads(&c->params, before);
+    if (overwrite) {
+        param_list_clear_grads(&c->params, stream);
+    }
+    for (int microbatch = 0; microbatch < 2; microbatch++) {
+        world.pass.overwrite_grads = overwrite && microbatch == 0;
+        transformer_stage_forward(&c->stage, &world.pass, NULL, NULL, &loss, &c->saved);
+        transformer_stage_backward(&c->stage, &world.pass, NULL, NULL, &c->saved);
+    }
+    transformer_stage_finish_batch(&c->stage, stream);
+    reset_biases(c);
+    return copy_of(&c->params.grads);
+}
+
+static void check_overwriting(struct model_config config)
+{
+    struct tensor added, overwritten;
+    struct stage_case c;
+
+    build(&c, &config);
+    op_fill_zero(stream, &c.params.grads); /* paddings, as in training */
+    added = grads_of_batch(&c, 0.0, false);
+    overwritten = grads_of_batch(&c, NAN, true);
+    assert_close(&overwritten, doubles_of(&added), 0.0);
+    unbuild(&c);
+}
+
+/* The first microbatch replaces or clears all that the batch before left. */
+static void a_batch_does_not_see_the_gradients_before_it(void **state)
+{
+    struct model_config config = mixtral_config(3);
+
+    check_overwriting(gpt_config(2));
+    check_overwriting(unusual_config(2));
+    check_overwriting(config);
+    config.grouped_gemm = !config.grouped_gemm;
+    check_overwriting(config);
+}
+
 /* ---- recomputation ---- */
 
 struct stage_result {
@@ -152,16 +217,6 @@ static struct stage_result run_batch(struct stage_case *c)
     }
     arena_release(world.run, mark);
     return result;
-}
-
-/* The expert biases, which the first batch has moved, begin anew. */
-static void reset_biases(struct stage_case *c)
-{
-    for (int i = 0; i < c->stage.place.num_layers; i++) {
-        if (c->stage.layers[i].is_moe && c->stage.config.expert_bias) {
-            op_fill_zero(stream, &c->stage.layers[i].moe.router.expert_bias);
-        }
-    }
 }
 
 static void check_recompute(const struct model_config *config)
@@ -260,16 +315,15 @@ static void build_bf16(struct stage_case *bf16, struct stage_case *f32)
 
     config.dtype = DTYPE_BF16;
     param_list_init(&bf16->params);
-    transformer_stage_init(&bf16->stage, &bf16->params, &world.groups, &config,
-                           &f32->stage.place);
+    transformer_stage_init(&bf16->stage, &bf16->params, &world.groups, &config, &f32->stage.place);
     param_list_allocate(&bf16->params, world.run, stream, config.dtype, true);
     transformer_stage_allocate(&bf16->stage, stream, world.run);
     stage_saved_init(&bf16->saved, config.num_layers);
     rounded = bf16->params.values;
-    op_linear_combination(stream, &(struct linear_combination){
-                                      .y = &rounded, .x = &f32->params.values, .a = 1.0f});
-    op_linear_combination(stream, &(struct linear_combination){
-                                      .y = &f32->params.values, .x = &rounded, .a = 1.0f});
+    op_linear_combination(
+        stream, &(struct linear_combination){.y = &rounded, .x = &f32->params.values, .a = 1.0f});
+    op_linear_combination(
+        stream, &(struct linear_combination){.y = &f32->params.values, .x = &rounded, .a = 1.0f});
 }
 
 /* |got - expected| and |expected| of a parameter's gradient; that of f32 began at grad_start. */
@@ -553,6 +607,7 @@ int main(void)
         layer_test(a_dense_model_with_dropout_and_tied_embeddings),
         layer_test(a_moe_model),
         layer_test(an_unusual_model_over_documents),
+        layer_test(a_batch_does_not_see_the_gradients_before_it),
         layer_test(recomputation_gives_the_same_bits),
         layer_test(recomputation_of_experts_gives_the_same_bits),
         layer_test(recomputation_keeps_the_first_input_of_a_group),

@@ -200,6 +200,20 @@ static inline void check_close(const char *name, const struct tensor *got, const
     }
 }
 
+/* The same with an absolute error, where what is expected may be a small difference of large
+ * numbers. */
+static inline void assert_near(const struct tensor *got, const double *expected, double error)
+{
+    const int64_t n = tensor_num_elements(got);
+
+    for (int64_t i = 0; i < n; i++) {
+        if (!(fabs(tensor_get(got, i) - expected[i]) <= error)) {
+            fail_msg("element %lld of %s is %.9g, expected %.9g", (long long)i,
+                     tensor_describe(got), tensor_get(got, i), expected[i]);
+        }
+    }
+}
+
 #define assert_same_bits(x, y) assert_memory_equal((x)->data, (y)->data, tensor_size_bytes(x))
 
 /* WITH_THREADS(&y, &d_x) { op_...; } runs the op with 1, 2 and 3 threads, from the same contents of

@@ -7,6 +7,7 @@ struct experts {
     int64_t num_tokens, num_rows, num_experts, hidden, ffn, fc1_width;
     bool gathered; /* x and d_y are tokens; else rows */
     bool with_prob, with_bias;
+    bool overwrites; /* d_fc1 and d_fc2, which begin poisoned; else they are added to */
     struct tensor x, row_token, offsets, row_prob, fc1, fc2, fc1_bias, fc2_bias;
     struct tensor y, pre_activation, d_y, d_x, d_row_prob, d_fc1, d_fc2, d_fc1_bias, d_fc2_bias;
 };
@@ -121,6 +122,18 @@ static void reference_backward(const struct experts_doubles *d)
     free(work);
 }
 
+static struct tensor first_gradient(bool overwritten, int64_t e, int64_t m, int64_t n)
+{
+    return overwritten ? poisoned_tensor(DTYPE_F32, e, m, n)
+                       : normal_tensor(1.0, DTYPE_F32, e, m, n);
+}
+
+/* What is added to. */
+static double *doubles_of_gradient(bool overwritten, const struct tensor *x)
+{
+    return overwritten ? new_doubles(tensor_num_elements(x)) : doubles_of(x);
+}
+
 /* rows[e] rows for each expert, num_spare more that are not in use. */
 static struct experts made_experts(struct experts s, enum dtype dtype, const int64_t *rows,
                                    int64_t num_spare)
@@ -159,8 +172,8 @@ static struct experts made_experts(struct experts s, enum dtype dtype, const int
     s.pre_activation = poisoned_tensor(dtype, s.num_rows, s.fc1_width);
     s.d_x = poisoned_tensor(dtype, s.num_rows, s.hidden);
     s.d_row_prob = poisoned_tensor(DTYPE_F32, s.num_rows);
-    s.d_fc1 = normal_tensor(1.0, DTYPE_F32, s.num_experts, s.fc1_width, s.hidden);
-    s.d_fc2 = normal_tensor(1.0, DTYPE_F32, s.num_experts, s.hidden, s.ffn);
+    s.d_fc1 = first_gradient(s.overwrites, s.num_experts, s.fc1_width, s.hidden);
+    s.d_fc2 = first_gradient(s.overwrites, s.num_experts, s.hidden, s.ffn);
     s.d_fc1_bias = normal_tensor(1.0, DTYPE_F32, s.num_experts, s.fc1_width);
     s.d_fc2_bias = normal_tensor(1.0, DTYPE_F32, s.num_experts, s.hidden);
     return s;
@@ -181,8 +194,8 @@ static struct experts_doubles doubles_of_experts(const struct experts *s)
         .h = new_doubles(s->num_rows * s->fc1_width),
         .d_x = new_doubles(s->num_rows * s->hidden),
         .d_row_prob = new_doubles(s->num_rows),
-        .d_fc1 = doubles_of(&s->d_fc1),
-        .d_fc2 = doubles_of(&s->d_fc2),
+        .d_fc1 = doubles_of_gradient(s->overwrites, &s->d_fc1),
+        .d_fc2 = doubles_of_gradient(s->overwrites, &s->d_fc2),
         .d_fc1_bias = doubles_of(&s->d_fc1_bias),
         .d_fc2_bias = doubles_of(&s->d_fc2_bias),
     };
@@ -217,6 +230,7 @@ static struct experts_backward backward_of(struct experts *s)
         .d_fc2 = &s->d_fc2,
         .d_fc1_bias = s->with_bias ? &s->d_fc1_bias : NULL,
         .d_fc2_bias = s->with_bias ? &s->d_fc2_bias : NULL,
+        .overwrite_grads = s->overwrites,
     };
 }
 
@@ -260,10 +274,14 @@ static void check_experts(struct experts s)
     }
 }
 
-static void check_both_dtypes(struct experts s, const int64_t *rows, int64_t num_spare)
+/* In both dtypes, with gradients that are added to and overwritten. */
+static void check_all_kinds(struct experts s, const int64_t *rows, int64_t num_spare)
 {
-    check_experts(made_experts(s, DTYPE_F32, rows, num_spare));
-    check_experts(made_experts(s, DTYPE_BF16, rows, num_spare));
+    for (int i = 0; i < 2; i++) {
+        s.overwrites = i == 1;
+        check_experts(made_experts(s, DTYPE_F32, rows, num_spare));
+        check_experts(made_experts(s, DTYPE_BF16, rows, num_spare));
+    }
 }
 
 static const enum activation_kind kinds[] = {ACTIVATION_SWIGLU, ACTIVATION_GELU,
@@ -272,41 +290,41 @@ static const enum activation_kind kinds[] = {ACTIVATION_SWIGLU, ACTIVATION_GELU,
 static void tokens_are_gathered_and_weighed(void **state)
 {
     for (int kind = 0; kind < 3; kind++) {
-        check_both_dtypes((struct experts){.activation = kinds[kind],
-                                           .num_tokens = 29,
-                                           .num_experts = 3,
-                                           .hidden = 40,
-                                           .ffn = 72,
-                                           .gathered = true,
-                                           .with_prob = true},
-                          (int64_t[]){13, 17, 5}, 3);
+        check_all_kinds((struct experts){.activation = kinds[kind],
+                                         .num_tokens = 29,
+                                         .num_experts = 3,
+                                         .hidden = 40,
+                                         .ffn = 72,
+                                         .gathered = true,
+                                         .with_prob = true},
+                        (int64_t[]){13, 17, 5}, 3);
     }
 }
 
 static void rows_with_biases(void **state)
 {
     for (int kind = 0; kind < 3; kind++) {
-        check_both_dtypes((struct experts){.activation = kinds[kind],
-                                           .num_tokens = 1,
-                                           .num_experts = 2,
-                                           .hidden = 33,
-                                           .ffn = 61,
-                                           .with_prob = true,
-                                           .with_bias = true},
-                          (int64_t[]){7, 11}, 2);
+        check_all_kinds((struct experts){.activation = kinds[kind],
+                                         .num_tokens = 1,
+                                         .num_experts = 2,
+                                         .hidden = 33,
+                                         .ffn = 61,
+                                         .with_prob = true,
+                                         .with_bias = true},
+                        (int64_t[]){7, 11}, 2);
     }
 }
 
 static void without_probabilities(void **state)
 {
-    check_both_dtypes((struct experts){.activation = ACTIVATION_SWIGLU,
-                                       .num_tokens = 9,
-                                       .num_experts = 2,
-                                       .hidden = 32,
-                                       .ffn = 48,
-                                       .gathered = true,
-                                       .with_bias = true},
-                      (int64_t[]){5, 6}, 0);
+    check_all_kinds((struct experts){.activation = ACTIVATION_SWIGLU,
+                                     .num_tokens = 9,
+                                     .num_experts = 2,
+                                     .hidden = 32,
+                                     .ffn = 48,
+                                     .gathered = true,
+                                     .with_bias = true},
+                    (int64_t[]){5, 6}, 0);
 }
 
 static void empty_experts_and_one_that_takes_all(void **state)
@@ -320,8 +338,8 @@ static void empty_experts_and_one_that_takes_all(void **state)
                               .with_prob = true,
                               .with_bias = true};
 
-    check_both_dtypes(s, (int64_t[]){0, 0, 31, 0, 0}, 1);
-    check_both_dtypes(s, (int64_t[]){1, 0, 0, 0, 9}, 1);
+    check_all_kinds(s, (int64_t[]){0, 0, 31, 0, 0}, 1);
+    check_all_kinds(s, (int64_t[]){1, 0, 0, 0, 9}, 1);
 }
 
 static void no_rows_at_all_add_nothing(void **state)
@@ -341,6 +359,22 @@ static void no_rows_at_all_add_nothing(void **state)
     op_experts_backward(stream, &backward);
     assert_close(&s.d_fc1, d_fc1, 0.0);
     assert_close(&s.d_fc2, d_fc2, 0.0);
+}
+
+static void no_rows_at_all_overwrite_with_zeros(void **state)
+{
+    struct experts s = made_experts((struct experts){.activation = ACTIVATION_SWIGLU,
+                                                     .num_tokens = 1,
+                                                     .num_experts = 3,
+                                                     .hidden = 8,
+                                                     .ffn = 8,
+                                                     .overwrites = true},
+                                    DTYPE_BF16, (int64_t[]){0, 0, 0}, 0);
+    const struct experts_backward backward = backward_of(&s);
+
+    op_experts_backward(stream, &backward);
+    assert_close(&s.d_fc1, new_doubles(tensor_num_elements(&s.d_fc1)), 0.0);
+    assert_close(&s.d_fc2, new_doubles(tensor_num_elements(&s.d_fc2)), 0.0);
 }
 
 /* Large enough for parallel regions and several blocks of a row. */
@@ -417,6 +451,7 @@ int main(void)
         cmocka_unit_test_teardown(without_probabilities, reference_empty_arena),
         cmocka_unit_test_teardown(empty_experts_and_one_that_takes_all, reference_empty_arena),
         cmocka_unit_test_teardown(no_rows_at_all_add_nothing, reference_empty_arena),
+        cmocka_unit_test_teardown(no_rows_at_all_overwrite_with_zeros, reference_empty_arena),
         cmocka_unit_test_teardown(large_rows_give_the_same_bits_for_any_number_of_threads,
                                   reference_empty_arena),
         cmocka_unit_test_teardown(reference_backward_is_the_derivative, reference_empty_arena),

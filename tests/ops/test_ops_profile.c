@@ -11,13 +11,13 @@
 #include "ops/ops_profile.h"
 
 /* What ops_profile_print prints. */
-static void printed(char *text, size_t size)
+static void printed(char *text, size_t size, const struct op_roof *roof)
 {
     FILE *file = tmpfile();
     size_t count;
 
     assert_non_null(file);
-    ops_profile_print(file);
+    ops_profile_print(file, roof);
     rewind(file);
     count = fread(text, 1, size - 1, file);
     text[count] = '\0';
@@ -42,11 +42,15 @@ static void ops_are_timed_between_start_and_stop(void **state)
     ops_profile_stop(stream);
     op_fill_zero(stream, &b);
     assert_ptr_equal(stream->ops, ops_cpu());
-    printed(text, sizeof text);
+    printed(text, sizeof text, &(struct op_roof){0});
     assert_non_null(strstr(text, "5 x 3 x 7                        2 calls"));
     assert_non_null(strstr(text, "fill_zero"));
-    assert_non_null(
-        strstr(text, " 3 calls"));
+    assert_non_null(strstr(text, " 3 calls"));
+    assert_non_null(strstr(text, "FLOP/s"));
+    assert_non_null(strstr(text, "B/s"));
+    assert_null(strstr(text, "of the roof"));
+    printed(text, sizeof text, &(struct op_roof){1e12, 1e11});
+    assert_non_null(strstr(text, "% of the roof"));
     arena_destroy(arena);
     stream_destroy(stream);
 }
@@ -58,7 +62,7 @@ static void a_profile_of_nothing_prints_nothing_but_that(void **state)
 
     ops_profile_start(stream);
     ops_profile_stop(stream);
-    printed(text, sizeof text);
+    printed(text, sizeof text, &(struct op_roof){0});
     assert_non_null(strstr(text, "0 calls"));
     stream_destroy(stream);
 }

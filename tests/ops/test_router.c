@@ -303,16 +303,16 @@ static double token_loss(const void *context)
     return loss;
 }
 
-/* The op's gradient, read back as doubles, is the derivative of the reference forward within float
- * rounding: finite differences with a bar of 1e-5 of the largest. */
+/* The op's gradient, read back as doubles, is the derivative of the reference forward by finite
+ * differences. */
 static void check_backward(struct router_rule rule, int64_t t, int64_t e)
 {
     struct tensor logits = normal_tensor(1.5, DTYPE_F32, t, e);
     struct tensor probs = poisoned_tensor(DTYPE_F32, t, rule.topk);
     struct tensor indices = poisoned_tensor(DTYPE_I32, t, rule.topk);
     struct tensor d_probs = normal_tensor(1.0, DTYPE_F32, t, rule.topk);
-    struct tensor d_logits = normal_tensor(0.5, DTYPE_F32, t, e);
-    double *logits_ref = doubles_of(&logits), *expected = doubles_of(&d_logits);
+    struct tensor d_logits = poisoned_tensor(DTYPE_F32, t, e);
+    double *logits_ref = doubles_of(&logits), *expected = new_doubles(t * e);
     const double *d_probs_ref = doubles_of(&d_probs), step = 1e-5;
 
     op_router_topk_forward(
@@ -328,26 +328,106 @@ static void check_backward(struct router_rule rule, int64_t t, int64_t e)
         logits_ref[i] = saved + step;
         above = token_loss(&token);
         logits_ref[i] = saved - step;
-        expected[i] += (above - token_loss(&token)) / (2.0 * step);
+        expected[i] = (above - token_loss(&token)) / (2.0 * step);
         logits_ref[i] = saved;
     }
     WITH_THREADS(&d_logits)
     {
-        op_router_topk_backward(stream, &(struct router_topk_backward){.rule = rule,
-                                                                       .d_logits = &d_logits,
-                                                                       .d_probs = &d_probs,
-                                                                       .logits = &logits,
-                                                                       .indices = &indices});
+        op_router_backward(stream, &(struct router_backward){.rule = rule,
+                                                             .d_logits = &d_logits,
+                                                             .d_probs = &d_probs,
+                                                             .logits = &logits,
+                                                             .indices = &indices});
     }
-    assert_close(&d_logits, expected, 1e-6);
+    assert_near(&d_logits, expected, 5e-6);
 }
 
-static void backward_adds_the_derivative(void **state)
+static void backward_is_the_derivative(void **state)
 {
     for (int i = 0; i < NUM_RULES; i++) {
         check_backward(rules[i], 1, 16);
         check_backward(rules[i], 37, 16);
     }
+}
+
+/* Two balancing losses, one of them by columns, and the z-loss beside the probabilities: the sum of
+ * what each gives alone. */
+static void backward_adds_what_each_part_gives(void **state)
+{
+    enum { NUM_TOKENS = 12, NUM_EXPERTS = 6, TOPK = 2, COUNT = NUM_TOKENS * NUM_EXPERTS };
+    struct tensor logits = normal_tensor(1.0, DTYPE_F32, NUM_TOKENS, NUM_EXPERTS), parts[4], whole;
+    struct tensor counts = normal_tensor(9.0, DTYPE_F32, 1, NUM_EXPERTS);
+    struct tensor by_column = normal_tensor(9.0, DTYPE_F32, 3, NUM_EXPERTS);
+    struct tensor d_probs = normal_tensor(1.0, DTYPE_F32, NUM_TOKENS, TOPK);
+    struct tensor indices = tensor_new(arena, DTYPE_I32, NUM_TOKENS, TOPK);
+    struct router_backward op = {.rule = {.score = ROUTER_SIGMOID, .topk = TOPK},
+                                 .logits = &logits,
+                                 .balance = {{&counts, 0.1f}, {&by_column, 0.2f}}};
+    struct router_backward part;
+    double *expected = new_doubles(COUNT);
+
+    op.rule.scaling_factor = 1.5f;
+    for (int i = 0; i < NUM_TOKENS * TOPK; i++) {
+        tensor_set(&indices, i, (double)(i * 5 % NUM_EXPERTS));
+    }
+    for (int i = 0; i < 4; i++) {
+        part = op;
+        part.d_probs = i == 0 ? &d_probs : NULL;
+        part.indices = &indices;
+        part.balance[0] = op.balance[i == 2];
+        part.num_balance_terms = i == 1 || i == 2;
+        part.z_scale = i == 3 ? 0.3f : 0.0f;
+        parts[i] = poisoned_tensor(DTYPE_F32, NUM_TOKENS, NUM_EXPERTS);
+        part.d_logits = &parts[i];
+        op_router_backward(stream, &part);
+        for (int j = 0; j < COUNT; j++) {
+            expected[j] += tensor_get(&parts[i], j);
+        }
+    }
+    whole = poisoned_tensor(DTYPE_F32, NUM_TOKENS, NUM_EXPERTS);
+    op.d_logits = &whole;
+    op.d_probs = &d_probs;
+    op.indices = &indices;
+    op.num_balance_terms = 2;
+    op.z_scale = 0.3f;
+    op_router_backward(stream, &op);
+    assert_near(&whole, expected, 1e-5);
+}
+
+/* d_weight += d_logits^T x or =, d_x += d_logits W. */
+static void check_linear_backward(enum dtype act, enum dtype d_x_dtype, bool overwrite, int64_t t,
+                                  int64_t e, int64_t h)
+{
+    struct tensor d_logits = normal_tensor(1.0, DTYPE_F32, t, e), x = normal_tensor(1.0, act, t, h);
+    struct tensor weight = normal_tensor(0.1, act, e, h), d_x = normal_tensor(1.0, d_x_dtype, t, h);
+    struct tensor d_weight =
+        overwrite ? poisoned_tensor(DTYPE_F32, e, h) : normal_tensor(1.0, DTYPE_F32, e, h);
+    double *d_x_ref = doubles_of(&d_x);
+    double *d_weight_ref = overwrite ? new_doubles(e * h) : doubles_of(&d_weight);
+
+    for (int64_t i = 0; i < t * e * h; i++) {
+        const int64_t token = i / h / e, expert = i / h % e, column = i % h;
+        const double d = tensor_get(&d_logits, token * e + expert);
+
+        d_x_ref[token * h + column] += d * tensor_get(&weight, expert * h + column);
+        d_weight_ref[expert * h + column] += d * tensor_get(&x, token * h + column);
+    }
+    op_router_linear_backward(stream,
+                              &(struct router_linear_backward){.d_x = &d_x,
+                                                               .d_weight = &d_weight,
+                                                               .d_logits = &d_logits,
+                                                               .x = &x,
+                                                               .weight = &weight,
+                                                               .overwrite_grads = overwrite});
+    assert_close(&d_x, d_x_ref, tolerance_of(d_x_dtype));
+    assert_close(&d_weight, d_weight_ref, 1e-5);
+}
+
+static void linear_backward_agrees_with_the_plain_loop(void **state)
+{
+    check_linear_backward(DTYPE_F32, DTYPE_F32, false, 37, 8, 24);
+    check_linear_backward(DTYPE_BF16, DTYPE_BF16, true, 37, 8, 24);
+    check_linear_backward(DTYPE_BF16, DTYPE_F32, false, 12, 5, 7);
 }
 
 int main(void)
@@ -362,7 +442,10 @@ int main(void)
         cmocka_unit_test_teardown(a_given_selection_chooses, reference_empty_arena),
         cmocka_unit_test_teardown(nan_and_infinite_logits_give_distinct_legal_experts,
                                   reference_empty_arena),
-        cmocka_unit_test_teardown(backward_adds_the_derivative, reference_empty_arena),
+        cmocka_unit_test_teardown(backward_is_the_derivative, reference_empty_arena),
+        cmocka_unit_test_teardown(backward_adds_what_each_part_gives, reference_empty_arena),
+        cmocka_unit_test_teardown(linear_backward_agrees_with_the_plain_loop,
+                                  reference_empty_arena),
     };
 
     return cmocka_run_group_tests(tests, reference_start, reference_stop);

@@ -120,8 +120,7 @@ static inline int router_compare_forward(struct router_case *c, const struct ten
 static inline int router_compare_backward(struct router_case *c, const struct tensor *indices)
 {
     struct tensor dense, d_probs = tensor_new(c->run.run, DTYPE_F32, c->num_tokens, c->rule.topk);
-    struct tensor d_logits =
-        oracle_zeros(&c->run, tensor_new(c->run.run, DTYPE_F32, c->num_tokens, c->num_experts));
+    struct tensor d_logits = tensor_new(c->run.run, DTYPE_F32, c->num_tokens, c->num_experts);
 
     TRY(oracle_get(c->tensors, "d_probs", c->run.run, &dense, DTYPE_F32, c->num_tokens,
                    c->num_experts));
@@ -131,11 +130,11 @@ static inline int router_compare_backward(struct router_case *c, const struct te
         ((float *)d_probs.data)[slot] =
             ((const float *)dense.data)[slot / c->rule.topk * c->num_experts + expert];
     }
-    op_router_topk_backward(c->run.stream, &(struct router_topk_backward){.rule = c->rule,
-                                                                          .d_logits = &d_logits,
-                                                                          .d_probs = &d_probs,
-                                                                          .logits = &c->logits,
-                                                                          .indices = indices});
+    op_router_backward(c->run.stream, &(struct router_backward){.rule = c->rule,
+                                                                .d_logits = &d_logits,
+                                                                .d_probs = &d_probs,
+                                                                .logits = &c->logits,
+                                                                .indices = indices});
     return router_compare(c, "d_logits", d_logits.data);
 }
 

@@ -910,6 +910,46 @@ static void checkpoint_flags_need_a_directory(void **state)
     case_error(BASE_FLAGS "--ckpt-format torch", 1, "--ckpt-format torch: must be torch_dist");
 }
 
+static void a_graph_holds_whole_steps_without_communication(void **state)
+{
+    static const char graph[] = BASE_FLAGS "--cuda-graph-impl full_iteration ";
+    static const char moe_graph[] = MOE_FLAGS "--cuda-graph-impl full_iteration ";
+    char line[1024];
+
+    accepted(graph, 1);
+    accepted(graph, 4);
+    accepted(moe_graph, 1);
+    case_error(BASE_FLAGS "--cuda-graph-impl local", 1, "legal: none, full_iteration");
+    case_error(BASE_FLAGS "--cuda-graph-impl transformer_engine", 1, "legal: none, full_iteration");
+    case_error(BASE_FLAGS "--cuda-graph-impl full", 1, "full_iteration");
+    case_error(BASE_FLAGS "--cuda-graph-scope attn", 1, "use --cuda-graph-impl full_iteration");
+    case_error(BASE_FLAGS "--cuda-graph-warmup-steps 0", 1, "at least 1");
+    snprintf(line, sizeof line, "%s--device cpu", graph);
+    case_error(line, 1, "there are no graphs on the CPU");
+    snprintf(line, sizeof line, "%s--timing-log-level 1", graph);
+    accepted(line, 1);
+    snprintf(line, sizeof line, "%s--timing-log-level 2", graph);
+    case_error(line, 1, "--timing-log-level 2 cannot time each; legal: 0, 1");
+    snprintf(line, sizeof line, "%s--tensor-model-parallel-size 2", graph);
+    case_error(line, 2, "--tensor-model-parallel-size 2; legal: 1");
+    snprintf(line, sizeof line, "%s--pipeline-model-parallel-size 2", graph);
+    case_error(line, 2, "--pipeline-model-parallel-size 2; legal: 1");
+    snprintf(line, sizeof line, "%s--context-parallel-size 2", graph);
+    case_error(line, 2, "--context-parallel-size 2; legal: 1");
+    snprintf(line, sizeof line, "%s--expert-model-parallel-size 2", moe_graph);
+    case_error(line, 2, "--expert-model-parallel-size 2; legal: 1");
+    snprintf(line, sizeof line, "%s--expert-tensor-parallel-size 2", moe_graph);
+    case_error(line, 2, "--expert-tensor-parallel-size 2; legal: 1");
+    snprintf(line, sizeof line, "%s--overlap-grad-reduce", graph);
+    accepted(line, 1);
+    case_error(line, 2, "leave out --overlap-grad-reduce");
+    snprintf(line, sizeof line,
+             "%s--moe-router-load-balancing-type global_aux_loss --moe-aux-loss-coeff 0.01",
+             moe_graph);
+    accepted(line, 1);
+    case_error(line, 2, "global_aux_loss counts the tokens of all 2 data-parallel ranks");
+}
+
 static void the_device_is_chosen_when_the_run_starts(void **state)
 {
     struct options o;
@@ -978,6 +1018,7 @@ int main(void)
         cmocka_unit_test(a_run_without_idle_flags_warns_of_nothing),
         cmocka_unit_test(a_bad_layer_pattern_is_found_early),
         cmocka_unit_test(checkpoint_flags_need_a_directory),
+        cmocka_unit_test(a_graph_holds_whole_steps_without_communication),
         cmocka_unit_test(the_device_is_chosen_when_the_run_starts),
     };
 

@@ -291,6 +291,70 @@ static void test_shards_of_a_group_cover_each_parameter_once(void **state)
     world_destroy(&w);
 }
 
+/* ---- clearing ---- */
+
+/* The fills that an op table saw, in order. */
+static struct {
+    int64_t first, count;
+} fills[16];
+static int num_fills;
+static const float *first_grad;
+
+static void record_fill(struct stream *stream, struct tensor *x)
+{
+    (void)stream;
+    assert_true(num_fills < 16);
+    fills[num_fills].first = (const float *)x->data - first_grad;
+    fills[num_fills++].count = x->dim[0];
+}
+
+static void assert_fill(int i, const struct world *w, const char *first, int64_t count)
+{
+    assert_int_equal(fills[i].first, param_find(&w->params, first)->start);
+    assert_int_equal(fills[i].count, count);
+}
+
+/* Products lie between what is added to. */
+static void add_sequence(struct world *w)
+{
+    add(w, "embedding", 1009);
+    add(w, "norm.0", 13);
+    add(w, "qkv", 211)->grad_is_product = true;
+    add(w, "bias", 64);
+    add(w, "norm.1", 65);
+    add(w, "proj", 67)->grad_is_product = true;
+    add(w, "norm.2", 13);
+}
+
+static void test_clearing_leaves_out_products_and_joins_neighbours(void **state)
+{
+    struct ops recording = *ops_null();
+
+    (void)state;
+    recording.fill_zero = record_fill;
+    for (int variant = 0; variant < 2; variant++) {
+        struct grad_buckets buckets = {0};
+        struct world w;
+
+        world_create(&w);
+        add_sequence(&w);
+        if (variant == 1) {
+            buckets = lay_out(&w, &(struct grad_buckets_config){0});
+        }
+        param_list_allocate(&w.params, w.run, w.stream, DTYPE_F32, true);
+        first_grad = w.params.grads.data;
+        num_fills = 0;
+        w.stream->ops = &recording;
+        param_list_clear_grads(&w.params, w.stream);
+        assert_int_equal(num_fills, 3);
+        assert_fill(0, &w, variant == 0 ? "embedding" : "norm.0", 1024 + 64);
+        assert_fill(1, &w, variant == 0 ? "bias" : "norm.1", 64 + 128);
+        assert_fill(2, &w, "norm.2", 64);
+        grad_buckets_free(&buckets);
+        world_destroy(&w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -299,6 +363,7 @@ int main(void)
         cmocka_unit_test(test_a_bucket_closes_when_it_has_bucket_size_elements),
         cmocka_unit_test(test_the_default_size_grows_with_the_group),
         cmocka_unit_test(test_gathers_go_in_the_order_in_which_forward_needs_them),
+        cmocka_unit_test(test_clearing_leaves_out_products_and_joins_neighbours),
         cmocka_unit_test(test_shards_of_a_group_cover_each_parameter_once),
     };
 

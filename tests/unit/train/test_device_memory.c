@@ -10,59 +10,29 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "guarded_device.h"
+#include "guarded_run.h"
 #include "train/evaluate.h"
-#include "train/run_data.h"
 #include "train/step.h"
-#include "train/trainer.h"
-
-static const char model_flags[] =
-    "pretrain --num-layers 2 --hidden-size 32 --ffn-hidden-size 48 --num-attention-heads 4 "
-    "--seq-length 16 --max-position-embeddings 16 --micro-batch-size 2 --global-batch-size 4 "
-    "--vocab-size 120 --tokenizer-type NullTokenizer --mock-data --train-iters 2 --eval-iters 1 "
-    "--lr 1e-3 --lr-decay-style constant --num-experts 4 --moe-router-topk 2 "
-    "--moe-aux-loss-coeff 1e-2 --moe-z-loss-coeff 1e-3 --bf16 ";
-
-static void parse(struct options *options, const char *flags)
-{
-    char text[1024], *argv[96], *rest = text;
-    int argc = 0;
-
-    snprintf(text, sizeof text, "%s%s", model_flags, flags);
-    while ((argv[argc] = strtok_r(rest, " ", &rest)) != NULL) {
-        argc++;
-    }
-    if (options_init(options) != 0 || options_parse(options, argc, argv) != 0 ||
-        options_validate(options, 1) != 0) {
-        fail_msg("%s: %s", flags, error_text());
-    }
-}
 
 /* Two steps and an evaluation. */
 static void train_on_guarded_memory(const char *flags)
 {
-    struct options options;
-    struct run_data data = {0};
-    struct trainer trainer;
+    struct guarded_run run;
     struct step_result result = {0};
-    struct run_data_request request = {.options = &options, .num_iterations = 2};
     double loss = 0.0;
 
-    parse(&options, flags);
-    if (run_data_open_tokenizer(&data, &options) != 0 ||
-        trainer_create(&trainer, &options, tokenizer_vocab_size(data.tokenizer), guarded_device(),
-                       guarded_ops(), &(struct trainer_memory){0}) != 0 ||
-        run_data_open_sets(&data, &request) != 0 || run_data_open_loaders(&data, &request) != 0 ||
-        train_step(&trainer, data.train, &result) != 0 ||
-        train_step(&trainer, data.train, &result) != 0 ||
-        evaluate(&trainer, data.valid, 1, &loss) != 0) {
+    guarded_run_open(&run, flags);
+    for (int i = 0; i < 2; i++) {
+        if (train_step(&run.trainer, run.data.train, &result) != 0) {
+            fail_msg("%s: %s", flags, error_text());
+        }
+    }
+    if (evaluate(&run.trainer, run.data.valid, 1, &loss) != 0) {
         fail_msg("%s: %s", flags, error_text());
     }
     assert_true(result.loss_sum > 0.0);
     assert_true(loss > 0.0);
-    trainer_destroy(&trainer);
-    run_data_close(&data);
-    options_free(&options);
+    guarded_run_close(&run);
 }
 
 static void a_step_reaches_device_memory_by_ops_and_copies_only(void **state)
