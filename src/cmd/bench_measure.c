@@ -15,7 +15,7 @@ enum {
     GPU_COPY_BYTES = 1 << 30,
     GPU_REST_SECONDS = 2,
     GPU_BURST_SECONDS = 1,
-    GPU_WORK_SECONDS = 3
+    GPU_WORK_SECONDS = 1
 };
 
 static int compare_doubles(const void *a, const void *b)
