@@ -457,8 +457,8 @@ int cmd_bench(int argc, char **argv)
         puts("usage: cadre bench gemm|moe-layer|train-step [flags of pretrain]\n\n"
              "Prints times, rates, and their share of the roofs, which are measured in the same\n"
              "run: a matrix product of the same type (2048^3 on a CPU, 8192^3 on a GPU), and a\n"
-             "copy. On a GPU after a rest (burst) and after a second of work (sustained), each op,\n"
-             "and a step as a CUDA graph; on a CPU the ops with --profile. Default model: 8\n"
+             "copy. On a GPU after a rest (burst) and after a second of work (sustained), each\n"
+             "op, and a step as a CUDA graph; on a CPU the ops with --profile. Default model: 8\n"
              "layers, H 512, F 1024, 8 experts top-2, 8 heads, S 512, micro-batch 4, vocabulary\n"
              "8192, fp32 (--bf16 for bf16).");
         return argc < 2 ? error_set("cadre bench needs the name of a benchmark") : 0;
