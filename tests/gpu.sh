@@ -22,19 +22,22 @@ if [ "$what" = all ] || [ "$what" = check ]; then
     "$build/check_ops" "$@" >"$build/check.txt" || status=$?
     grep -A70 'results compared' "$build/check.txt" || tail -20 "$build/check.txt"
 fi
-# cuDNN's kernels are its own: racecheck and initcheck do not follow what the copy engine writes for them.
+# cuDNN's kernels are its own. initcheck does not follow what the copy engine writes, as cuBLASLt's products leave their
+# results: add_halves_kernel is the one kernel that reads one within an op.
 sanitize() { # TOOL WORD...
     log=$build/sanitize_$(echo "$@" | tr ' ' _).txt
     tool=$1
     shift
-    compute-sanitizer --tool "$tool" --kernel-name-exclude kernel_substring=cudnn --error-exitcode 9 \
-        "$build/check_ops" "$@" >"$log" 2>&1 || status=$?
+    others="--kernel-name-exclude kernel_substring=cudnn"
+    [ "$tool" != initcheck ] || others="$others --kernel-name-exclude kernel_substring=add_halves_kernel"
+    # shellcheck disable=SC2086 # options without blanks in them
+    compute-sanitizer --tool "$tool" $others --error-exitcode 9 "$build/check_ops" "$@" >"$log" 2>&1 || status=$?
     echo "$tool $*: $(grep 'results compared' "$log"); $(tail -n 1 "$log")"
 }
 if [ "$what" = sanitize ]; then
     for tool in memcheck racecheck initcheck; do
         sanitize "$tool" F32 tiny "$@"
-        sanitize "$tool" BF16 small "$@"
+        sanitize "$tool" BF16 tiny "$@"
     done
 fi
 if [ "$what" = all ] || [ "$what" = bench ]; then
