@@ -85,20 +85,13 @@ static int parse_flags(struct options *options, int argc, char **argv)
     return options_validate(options, 1);
 }
 
-/* "281.2 TFLOP/s", or in units of 10^9 where it is little. */
-static void print_scaled(double rate, const char *unit)
-{
-    printf("  %8.2f %c%s/s", rate >= 1e12 ? rate / 1e12 : rate / 1e9, rate >= 1e12 ? 'T' : 'G',
-           unit);
-}
-
 static void print_rate(const char *what, double seconds, const struct op_cost *cost,
                        const struct op_roof *roof)
 {
     printf("%-52s %10.3f ms", what, seconds * 1e3);
-    print_scaled(cost->flops / seconds, "FLOP");
+    op_rate_print(stdout, cost->flops / seconds, "FLOP");
     if (cost->bytes > 0.0) {
-        print_scaled(cost->bytes / seconds, "B");
+        op_rate_print(stdout, cost->bytes / seconds, "B");
     }
     printf("  %5.1f %% of the roof\n", 100.0 * op_cost_seconds(cost, roof) / seconds);
 }
@@ -130,9 +123,9 @@ static void print_roof(const struct stream *stream, enum dtype dtype, const stru
                : i == 0       ? ", burst"
                               : ", sustained",
                dtype_name(dtype), (long long)bench_roof_size(stream->device));
-        print_scaled(roofs[i]->flops_per_second, "FLOP");
+        op_rate_print(stdout, roofs[i]->flops_per_second, "FLOP");
         printf(", a copy");
-        print_scaled(roofs[i]->bytes_per_second, "B");
+        op_rate_print(stdout, roofs[i]->bytes_per_second, "B");
         printf("\n");
     }
 }

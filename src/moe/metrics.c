@@ -87,10 +87,3 @@ void moe_metrics_reduce(struct moe_metrics *metrics, struct stream *stream,
                                                  .a = share_of_rank(groups, (enum moe_metric)m)});
     }
 }
-
-void moe_metrics_read(const struct moe_metrics *metrics, struct stream *stream,
-                      enum moe_metric metric, float *values)
-{
-    stream_copy_to_host(stream, values, metrics->sums[metric].data,
-                        tensor_size_bytes(&metrics->sums[metric]));
-}

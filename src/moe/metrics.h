@@ -34,11 +34,8 @@ void moe_metrics_add(struct moe_metrics *metrics, struct stream *stream, enum mo
 void moe_metrics_clear(struct moe_metrics *metrics, struct stream *stream);
 /* Makes the sums (and used) of all ranks those that one process would have: over the layers of all
  * stages and the tokens of a microbatch; the mean over data-parallel ranks. All ranks call it,
- * layers or not, before the sums are read; then come read and clear. */
+ * layers or not, before `all` is read and cleared. */
 void moe_metrics_reduce(struct moe_metrics *metrics, struct stream *stream,
                         const struct groups *groups);
-/* The sums of one metric, on the host: values[num_layers]. */
-void moe_metrics_read(const struct moe_metrics *metrics, struct stream *stream,
-                      enum moe_metric metric, float *values);
 
 #endif

@@ -12,6 +12,12 @@ double op_cost_seconds(const struct op_cost *cost, const struct op_roof *roof)
     return products > memory ? products : memory;
 }
 
+void op_rate_print(FILE *file, double rate, const char *unit)
+{
+    fprintf(file, " %8.2f %c%s/s", rate >= 1e12 ? rate / 1e12 : rate / 1e9,
+            rate >= 1e12 ? 'T' : 'G', unit);
+}
+
 static double bytes(const struct tensor *x)
 {
     return x != NULL ? (double)tensor_size_bytes(x) : 0.0;

@@ -4,6 +4,8 @@
 #ifndef CADRE_OPS_OP_COST_H
 #define CADRE_OPS_OP_COST_H
 
+#include <stdio.h>
+
 #include "ops/ops.h"
 
 struct op_cost {
@@ -17,6 +19,8 @@ struct op_roof {
 
 /* Seconds that the cost takes at the roof; 0 where one of them is not known. */
 double op_cost_seconds(const struct op_cost *cost, const struct op_roof *roof);
+/* " 281.20 TFLOP/s" (unit "FLOP"), or in units of 10^9 where it is little. */
+void op_rate_print(FILE *file, double rate, const char *unit);
 
 struct op_cost op_cost_matmul(const struct matmul *args);
 struct op_cost op_cost_norm_forward(const struct norm_forward *args);

@@ -165,13 +165,6 @@ static int add_to_kinds(struct op_kind *kinds, int num_kinds, const struct op_ca
     return num_kinds;
 }
 
-/* In units of 10^9 where it is little. */
-static void print_scaled(FILE *file, double rate, const char *unit)
-{
-    fprintf(file, " %8.2f %c%s/s", rate >= 1e12 ? rate / 1e12 : rate / 1e9,
-            rate >= 1e12 ? 'T' : 'G', unit);
-}
-
 /* What the op reached: of operations, of bytes, and of the roof. */
 static void print_rates(FILE *file, const struct op_kind *kind, const struct op_roof *roof)
 {
@@ -182,11 +175,11 @@ static void print_rates(FILE *file, const struct op_kind *kind, const struct op_
         return;
     }
     if (kind->cost.flops > 0.0) {
-        print_scaled(file, kind->cost.flops / seconds, "FLOP");
+        op_rate_print(file, kind->cost.flops / seconds, "FLOP");
     } else {
         fprintf(file, " %16s", "");
     }
-    print_scaled(file, kind->cost.bytes / seconds, "B");
+    op_rate_print(file, kind->cost.bytes / seconds, "B");
     if (at_roof > 0.0) {
         fprintf(file, " %5.1f %% of the roof", 100.0 * at_roof / seconds);
     }

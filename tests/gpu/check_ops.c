@@ -988,7 +988,7 @@ static void check_dense(void)
     check_plain_optimizer(70001);
 }
 
-static void check_moe(void)
+static void check_routers(void)
 {
     check_router("router, softmax", (struct router_rule){.topk = 2, .scaling_factor = 1.0f}, 100, 8,
                  false, false);
@@ -1029,6 +1029,10 @@ static void check_moe(void)
     check_permutation(333, 130, 8, 77, 3.0, 0, false, DROP_BY_PROBS);
     check_permutation(500, 8, 2, 64, 2.0, 100, false, DROP_BY_PROBS);
     check_permutation(500, 8, 2, 64, 2.0, 150, true, DROP_BY_POSITION);
+}
+
+static void check_experts_of_sizes(void)
+{
     check_experts(
         "experts, plain sizes",
         (struct experts_case){200, 5, 2, 72, 40, 0.0, ACTIVATION_SWIGLU, false, false, false});
@@ -1062,6 +1066,10 @@ static void check_moe(void)
     check_experts(
         "experts, rows of two pieces",
         (struct experts_case){60, 4, 2, 2312, 456, 0.5, ACTIVATION_SWIGLU, true, false, false});
+}
+
+static void check_experts_of_routings(void)
+{
     check_experts(
         "experts, one takes all",
         (struct experts_case){700, 4, 1, 256, 256, 50.0, ACTIVATION_SWIGLU, true, false, true});
@@ -1086,6 +1094,13 @@ static void check_moe(void)
     check_experts(
         "experts without rows",
         (struct experts_case){0, 3, 2, 64, 64, 0.0, ACTIVATION_SWIGLU, false, false, false, true});
+}
+
+static void check_moe(void)
+{
+    check_routers();
+    check_experts_of_sizes();
+    check_experts_of_routings();
 }
 
 /* Reads that are finished later have what the memory held when they were started. */

@@ -31,7 +31,7 @@ static float logged_loss(struct router *router, enum moe_metric metric, const st
     moe_metrics_init(&metrics, stream, world.run, 1);
     world.pass.metrics = &metrics;
     router_forward(router, &world.pass, x, saved);
-    moe_metrics_read(&metrics, stream, metric, &value);
+    stream_copy_to_host(stream, &value, metrics.sums[metric].data, sizeof value);
     return value;
 }
 
