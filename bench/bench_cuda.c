@@ -713,6 +713,9 @@ static void bench_rows(int64_t t, int64_t k, int64_t h)
     report("combine (row sum)", row_sum_run,
            &(struct row_sum){.y = &x, .rows = &y, .row_of = &row_of}, 0.0,
            ((double)k + 1.0) * bytes);
+    report("combine (row sum) and residual", row_sum_run,
+           &(struct row_sum){.y = &x, .rows = &y, .row_of = &row_of, .residual = &x}, 0.0,
+           ((double)k + 2.0) * bytes);
 }
 
 static void bench_embedding(int64_t t, int64_t v, int64_t h)
@@ -742,14 +745,24 @@ static void bench_cross_entropy(int64_t t, int64_t v)
     struct tensor logits = normal_tensor(DTYPE_BF16, 1.0f, t, v);
     struct tensor max = tensor_new(arena, DTYPE_F32, t), sum = tensor_new(arena, DTYPE_F32, t);
     struct tensor target = tensor_new(arena, DTYPE_F32, t), label = numbers(t, spread_index, &v);
+    struct tensor row = normal_tensor(DTYPE_F32, 1e-3f, 1, t), d_loss = tensor_view(&row, t);
 
     report("cross entropy forward", cross_entropy_forward_run,
            &(struct cross_entropy){
                .max = &max, .sum_exp = &sum, .target = &target, .logits = &logits, .label = &label},
            0.0, bytes);
+    report("cross entropy, both passes at once", cross_entropy_forward_run,
+           &(struct cross_entropy){.max = &max,
+                                   .sum_exp = &sum,
+                                   .target = &target,
+                                   .d_logits = &logits,
+                                   .logits = &logits,
+                                   .label = &label,
+                                   .d_loss = &d_loss},
+           0.0, 2.0 * bytes);
     report("cross entropy backward", cross_entropy_backward_run,
            &(struct cross_entropy_backward){
-               .logits = &logits, .max = &max, .sum_exp = &sum, .label = &label, .d_loss = &target},
+               .logits = &logits, .max = &max, .sum_exp = &sum, .label = &label, .d_loss = &d_loss},
            0.0, 2.0 * bytes);
 }
 

@@ -78,6 +78,7 @@ function(cadre_dist_tests)
             $<TARGET_FILE:${name}>)
     endforeach()
     cadre_test_program(tests/dist/compare_runs.c cadre_train)
+    cadre_test_program(tests/dist/many_runs.c cadre_train)
     if(TARGET cadre)
         foreach(script launch mappings faults_pretrain row_limit emulation)
             cadre_dist_test(dist_${script} ${CMAKE_SOURCE_DIR}/tests/dist/${script}.sh

@@ -184,6 +184,9 @@ int options_parse_layer_pattern(const char *text, int64_t num_layers, bool *is_m
 /* "p2p", "all_gather" or "a2a": how layer exchanges keys and values under context parallelism. */
 const char *options_cp_comm_type(const struct options *o, int64_t layer);
 
+/* Whether ranks send each other anything within the forward and backward passes of a step. */
+bool options_passes_communicate(const struct options *o);
+
 /* vocab_size rounded up to --make-vocab-size-divisible-by times the tensor-parallel size. */
 int64_t options_padded_vocab_size(const struct options *o, int64_t vocab_size);
 

@@ -384,7 +384,7 @@ static const struct option_row rows[] = {
     REFUSED_STRINGS("--cuda-graph-scope", NULL, "parts of a layer in CUDA graphs", one_graph),
     REFUSED_STRINGS("--cuda-graph-modules", NULL, "parts of a layer in CUDA graphs", one_graph),
     SWITCH("--profile", profile,
-           "time the ops of some steps on rank 0's device; a table, a Chrome trace, NVTX ranges"),
+           "time ops and transfers of some steps on rank 0's device; table, Chrome trace, NVTX"),
     INT("--profile-step-start", profile_step_start, "10", 0, INT32_MAX,
         "steps before the first profiled one"),
     INT("--profile-step-end", profile_step_end, "12", 1, INT32_MAX, "the last profiled step"),

@@ -418,41 +418,35 @@ static int validate_profile(const struct options *o)
     return 0;
 }
 
-/* A graph is replayed without the host: between its launch and its end nothing can communicate. */
-static int check_graph_mapping(const struct options *o)
+bool options_passes_communicate(const struct options *o)
 {
-    const struct {
-        const char *flag;
-        int64_t size;
-    } sizes[] = {
-        {"--tensor-model-parallel-size", o->tensor_model_parallel_size},
-        {"--pipeline-model-parallel-size", o->pipeline_model_parallel_size},
-        {"--context-parallel-size", o->context_parallel_size},
-        {"--expert-model-parallel-size", o->expert_model_parallel_size},
-        {"--expert-tensor-parallel-size", o->expert_tensor_parallel_size},
-    };
+    const int64_t num_ranks = o->tensor_model_parallel_size * o->pipeline_model_parallel_size *
+                              o->context_parallel_size * o->expert_model_parallel_size *
+                              o->expert_tensor_parallel_size;
 
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        if (sizes[i].size > 1) {
-            return error_set("--cuda-graph-impl full_iteration: forward and backward must not "
-                             "communicate: %s %lld; legal: 1",
-                             sizes[i].flag, (long long)sizes[i].size);
-        }
+    return num_ranks > 1 ||
+           (o->data_parallel_size > 1 && (o->overlap_grad_reduce || o->overlap_param_gather ||
+                                          options_balances_by(o, "global_aux_loss")));
+}
+
+/* A graph is replayed without the host, which must not be told how many rows experts get. */
+static int check_graph_experts(const struct options *o)
+{
+    const bool is_cut = o->expert_model_parallel_size > 1;
+    const bool needs_no_host = o->moe_pad_expert_input_to_capacity &&
+                               strcmp(o->moe_token_dispatcher_type, "alltoall") == 0;
+
+    if (o->num_experts == 0 || needs_no_host ||
+        o->expert_model_parallel_size * o->expert_tensor_parallel_size == 1) {
+        return 0;
     }
-    if (o->data_parallel_size > 1 && (o->overlap_grad_reduce || o->overlap_param_gather)) {
-        return error_set("--cuda-graph-impl full_iteration: forward and backward must not "
-                         "communicate; leave out %s",
-                         o->overlap_grad_reduce ? "--overlap-grad-reduce"
-                                                : "--overlap-param-gather");
-    }
-    if (o->data_parallel_size > 1 && options_balances_by(o, "global_aux_loss")) {
-        return error_set("--cuda-graph-impl full_iteration: forward and backward must not "
-                         "communicate: --moe-router-load-balancing-type global_aux_loss counts "
-                         "the tokens of all %lld data-parallel ranks; legal: aux_loss, "
-                         "seq_aux_loss, sinkhorn, none",
-                         (long long)o->data_parallel_size);
-    }
-    return 0;
+    return error_set("--cuda-graph-impl full_iteration: experts on several ranks wait for the host "
+                     "to learn the routing: found %s %lld; legal: 1, or "
+                     "--moe-pad-expert-input-to-capacity and --moe-token-dispatcher-type "
+                     "alltoall",
+                     is_cut ? "--expert-model-parallel-size" : "--expert-tensor-parallel-size",
+                     (long long)(is_cut ? o->expert_model_parallel_size
+                                        : o->expert_tensor_parallel_size));
 }
 
 static int validate_cuda_graph(const struct options *o)
@@ -477,7 +471,7 @@ static int validate_cuda_graph(const struct options *o)
                          "--timing-log-level %lld cannot time each; legal: 0, 1",
                          (long long)o->timing_log_level);
     }
-    return check_graph_mapping(o);
+    return check_graph_experts(o);
 }
 
 int options_validate_training(struct options *o)

@@ -37,7 +37,7 @@ struct ckpt_item {
     int num_dims; /* at least 1 */
     int64_t global_shape[TENSOR_DIMS_MAX];
     struct box box;
-    const void *data; /* packed; host memory, or whatever the request's stage function takes */
+    const void *data; /* packed; host memory, or whatever the request's functions take */
     bool is_optimizer;
 };
 
@@ -47,10 +47,12 @@ struct checkpoint_save_request {
     bool release; /* as "release": weights to start from, of no iteration */
     const struct ckpt_item *items;
     int num_items;
-    /* Fills host with the item's box; items come one at a time, in file order. NULL: data is in
-     * host memory already. */
+    /* How an item comes to host memory, if it is not there: stage fills host with its box, one item
+     * after the other, in file order; or copy brings a piece of its data, perhaps on another thread
+     * than the caller's. */
     int (*stage)(void *context, const struct ckpt_item *item, void *host);
-    void *stage_context;
+    void (*copy)(void *context, void *host, const void *data, size_t size_bytes);
+    void *context; /* of both */
     json_t *state; /* rank 0's is written, others may be NULL */
     struct checkpoint_ranks ranks;
 };

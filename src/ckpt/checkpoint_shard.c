@@ -1,5 +1,6 @@
 #include "ckpt/checkpoint_shard.h"
 
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +8,9 @@
 #include "base/check.h"
 #include "ckpt/checkpoint_layout.h"
 #include "ckpt/safetensors_writer.h"
+
+/* Of an item that is copied; two pieces are under way at a time. */
+static const size_t piece_size_bytes = (size_t)32 << 20;
 
 static size_t item_bytes(const struct ckpt_item *item)
 {
@@ -73,19 +77,16 @@ static void declare_items(struct safetensors_writer *writer, const struct ckpt_i
     add_metadata(writer, CHECKPOINT_SHAPE_KEY, shapes);
 }
 
-static int append_item(struct safetensors_writer *writer,
-                       const struct checkpoint_save_request *request, const struct ckpt_item *item)
+static int append_staged(struct safetensors_writer *writer,
+                         const struct checkpoint_save_request *request,
+                         const struct ckpt_item *item)
 {
     const size_t size_bytes = item_bytes(item);
-    void *host;
+    void *host = malloc(size_bytes + 1);
     int result;
 
-    if (request->stage == NULL) {
-        return safetensors_writer_append(writer, item->data, size_bytes);
-    }
-    host = malloc(size_bytes + 1);
     CHECK(host != NULL, "out of memory for %zu bytes of %s", size_bytes, item->name);
-    result = request->stage(request->stage_context, item, host);
+    result = request->stage(request->context, item, host);
     if (result == 0) {
         result = safetensors_writer_append(writer, host, size_bytes);
     }
@@ -93,19 +94,68 @@ static int append_item(struct safetensors_writer *writer,
     return result;
 }
 
+static size_t piece_bytes(size_t size_bytes, size_t piece)
+{
+    const size_t rest = size_bytes - piece * piece_size_bytes;
+
+    return rest < piece_size_bytes ? rest : piece_size_bytes;
+}
+
+/* While the calling thread writes a piece, another one copies the next. */
+static int append_copied(struct safetensors_writer *writer,
+                         const struct checkpoint_save_request *request,
+                         const struct ckpt_item *item, char *buffers)
+{
+    const size_t size_bytes = item_bytes(item);
+    const size_t num_pieces = (size_bytes + piece_size_bytes - 1) / piece_size_bytes;
+    int result = 0;
+
+#pragma omp parallel num_threads(omp_get_max_threads() > 1 ? 2 : 1)
+    for (size_t i = 0; i <= num_pieces; i++) {
+        if (i < num_pieces && omp_get_thread_num() == omp_get_num_threads() - 1) {
+            request->copy(request->context, buffers + i % 2 * piece_size_bytes,
+                          (const char *)item->data + i * piece_size_bytes,
+                          piece_bytes(size_bytes, i));
+        }
+        if (i > 0 && omp_get_thread_num() == 0 && result == 0) {
+            result = safetensors_writer_append(writer, buffers + (i - 1) % 2 * piece_size_bytes,
+                                               piece_bytes(size_bytes, i - 1));
+        }
+#pragma omp barrier
+    }
+    return result;
+}
+
+static int append_item(struct safetensors_writer *writer,
+                       const struct checkpoint_save_request *request, const struct ckpt_item *item,
+                       char *buffers)
+{
+    if (request->stage != NULL) {
+        return append_staged(writer, request, item);
+    }
+    if (request->copy != NULL) {
+        return append_copied(writer, request, item, buffers);
+    }
+    return safetensors_writer_append(writer, item->data, item_bytes(item));
+}
+
 static int write_items(struct safetensors_writer *writer,
                        const struct checkpoint_save_request *request,
                        const struct ckpt_item **items, const char *directory,
                        struct manifest_file *file)
 {
-    char path[PATH_LENGTH_MAX];
+    char path[PATH_LENGTH_MAX], *buffers;
+    int result = 0;
 
     TRY(path_format(path, "%s/%s", directory, file->name));
     TRY(safetensors_writer_begin(writer, path));
-    for (int i = 0; i < safetensors_writer_num_tensors(writer); i++) {
-        TRY(append_item(writer, request, items[safetensors_writer_at(writer, i)]));
+    buffers = malloc(2 * piece_size_bytes);
+    CHECK(buffers != NULL, "out of memory");
+    for (int i = 0; i < safetensors_writer_num_tensors(writer) && result == 0; i++) {
+        result = append_item(writer, request, items[safetensors_writer_at(writer, i)], buffers);
     }
-    return safetensors_writer_finish(writer, file->hash, &file->size_bytes);
+    free(buffers);
+    return result == 0 ? safetensors_writer_finish(writer, file->hash, &file->size_bytes) : -1;
 }
 
 /* By name; boxes of one name as they are in the request. */

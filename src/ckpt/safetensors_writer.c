@@ -1,5 +1,6 @@
 /* The data is written strictly in file order, so that the hash of the file is computed while its
- * bytes are in the cache. */
+ * bytes are in the cache. The disk is sent what is written as it comes, else it would be idle until
+ * the sync at the end. */
 #include "ckpt/safetensors_writer.h"
 
 #include <errno.h>
@@ -16,7 +17,7 @@
 #include "ckpt/safetensors_dtype.h"
 
 static const size_t header_max_bytes = 100000000;
-enum { PREFIX_BYTES = 8, PIECE_BYTES = 1 << 20 };
+enum { PREFIX_BYTES = 8, PIECE_BYTES = 1 << 20, SEND_BYTES = 32 << 20 };
 
 struct entry {
     char *name;
@@ -34,6 +35,7 @@ struct safetensors_writer {
     struct entry *entries; /* in file order once begun */
     int num_entries, capacity;
     int64_t data_bytes, appended_bytes, header_bytes;
+    int64_t written_bytes, sent_bytes; /* of the file; sent: on their way to the disk */
     struct content_hash *hash;
 };
 
@@ -147,6 +149,17 @@ static char *header_text(struct safetensors_writer *writer)
     return text;
 }
 
+/* Starts the writing of what is in the page cache alone; what fails there is the sync's to report,
+ * and so is a file system that cannot. */
+static void send_to_disk(struct safetensors_writer *writer)
+{
+    if (writer->written_bytes - writer->sent_bytes >= SEND_BYTES) {
+        sync_file_range(writer->fd, writer->sent_bytes, writer->written_bytes - writer->sent_bytes,
+                        SYNC_FILE_RANGE_WRITE);
+        writer->sent_bytes = writer->written_bytes;
+    }
+}
+
 /* write(2) in pieces, hashed while each is in the cache. */
 static int put(struct safetensors_writer *writer, const void *bytes, size_t length)
 {
@@ -157,6 +170,8 @@ static int put(struct safetensors_writer *writer, const void *bytes, size_t leng
 
         content_hash_add(writer->hash, next, piece);
         TRY(path_write_all(writer->fd, writer->path, next, piece));
+        writer->written_bytes += (int64_t)piece;
+        send_to_disk(writer);
         next += piece;
         length -= piece;
     }

@@ -25,6 +25,12 @@ static int compare_doubles(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+double bench_middle(double *seconds, int count)
+{
+    qsort(seconds, (size_t)count, sizeof *seconds, compare_doubles);
+    return seconds[count / 2];
+}
+
 /* Runs work up to max_repeats times; no more once it has taken max_seconds in all and run
  * MIN_REPEATS times. */
 static double median(void (*work)(void *context), void *context, int max_repeats,
@@ -40,8 +46,7 @@ static double median(void (*work)(void *context), void *context, int max_repeats
         work(context);
         seconds[count++] = clock_seconds() - start;
     }
-    qsort(seconds, (size_t)count, sizeof seconds[0], compare_doubles);
-    return seconds[count / 2];
+    return bench_middle(seconds, count);
 }
 
 static void work_for(void (*work)(void *context), void *context, double seconds)

@@ -16,6 +16,8 @@ struct bench_seconds {
 /* Medians of work(context), which waits for the stream. */
 struct bench_seconds bench_median(struct stream *stream, void (*work)(void *context),
                                   void *context);
+/* The median; sorts them. */
+double bench_middle(double *seconds, int count);
 /* Standard normal numbers in x (f32 or bf16). */
 void bench_fill_normal(struct stream *stream, struct tensor *x, const char *purpose);
 /* Seconds of c[m,n] = a[m,k] b[n,k]^T through the op table. */

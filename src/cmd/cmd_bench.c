@@ -7,12 +7,17 @@
 
 #include "args/options.h"
 #include "base/check.h"
+#include "base/log.h"
 #include "cmd/bench_measure.h"
 #include "cmd/cmd.h"
+#include "comm/comm_mpi.h"
+#include "comm/comm_nccl.h"
+#include "comm/launch.h"
 #include "device/device_select.h"
 #include "ops/ops.h"
 #include "ops/ops_profile.h"
 #include "optim/grad_norm.h"
+#include "parallel/tp_region.h"
 #include "train/model_setup.h"
 #include "train/trainer.h"
 
@@ -82,12 +87,17 @@ static int parse_flags(struct options *options, int argc, char **argv)
     result = options_parse(options, count, all);
     free(all);
     TRY(result);
-    return options_validate(options, 1);
+    TRY(options_validate(options, launch_size()));
+    comm_mpi_set_timeout(60.0 * options->distributed_timeout_minutes);
+    return 0;
 }
 
 static void print_rate(const char *what, double seconds, const struct op_cost *cost,
                        const struct op_roof *roof)
 {
+    if (!log_speaks()) {
+        return;
+    }
     printf("%-52s %10.3f ms", what, seconds * 1e3);
     op_rate_print(stdout, cost->flops / seconds, "FLOP");
     if (cost->bytes > 0.0) {
@@ -117,7 +127,7 @@ static void print_roof(const struct stream *stream, enum dtype dtype, const stru
     const struct op_roof *const roofs[] = {&roof->burst, &roof->sustained};
     const int num_roofs = stream->device->kind == DEVICE_CUDA ? 2 : 1;
 
-    for (int i = 0; i < num_roofs; i++) {
+    for (int i = 0; i < num_roofs && log_speaks(); i++) {
         printf("roof%s: a %s product of %lld^3",
                num_roofs == 1 ? ""
                : i == 0       ? ", burst"
@@ -137,9 +147,15 @@ struct bench_device {
 
 static int open_device(struct bench_device *on, const struct options *options)
 {
-    on->device = device_select(options->device, 0);
+    on->device = device_select(options->device, launch_local_rank());
     on->ops = on->device != NULL ? ops_for(on->device) : NULL;
-    return on->ops != NULL ? 0 : -1;
+    if (on->ops == NULL) {
+        return -1;
+    }
+    if (strcmp(options->distributed_backend, "nccl") == 0) {
+        comm_nccl_choose(on->device);
+    }
+    return 0;
 }
 
 static int bench_gemm(const struct options *options)
@@ -196,6 +212,20 @@ static void fill_ids(struct stream *stream, struct tensor *ids, int64_t modulus,
     free(host);
 }
 
+/* Every token of every rank is one of its own. */
+static void fill_token_ids(struct stream *stream, struct tensor *token_id)
+{
+    const int64_t count = tensor_num_elements(token_id);
+    int64_t *host = malloc((size_t)count * sizeof *host);
+
+    CHECK(host != NULL, "out of memory");
+    for (int64_t t = 0; t < count; t++) {
+        host[t] = launch_rank() * count + t;
+    }
+    stream_copy_from_host(stream, token_id->data, host, (size_t)count * sizeof *host);
+    free(host);
+}
+
 static void fill_batch(struct trainer *trainer)
 {
     struct microbatch *batch = &trainer->microbatches[0];
@@ -206,7 +236,7 @@ static void fill_batch(struct trainer *trainer)
     fill_ids(trainer->stream, &batch->token, trainer->config.vocab_size, false, num_sequences);
     fill_ids(trainer->stream, &batch->label, trainer->config.vocab_size, false, num_sequences);
     fill_ids(trainer->stream, &batch->position, 0, true, num_sequences);
-    op_fill_zero(trainer->stream, &batch->token_id);
+    fill_token_ids(trainer->stream, &batch->token_id);
     op_fill_zero(trainer->stream, &batch->sample_id);
     for (int64_t t = 0; t < num_tokens; t++) {
         weight[t] = 1.0f / (float)num_tokens;
@@ -302,7 +332,9 @@ static void profile_ops(struct bench_step *bench, void (*work)(void *context),
     ops_profile_start(trainer->stream);
     work(bench);
     ops_profile_stop(trainer->stream);
-    ops_profile_print(stdout, on_gpu ? &roof->sustained : &roof->burst);
+    if (log_speaks()) {
+        ops_profile_print(stdout, on_gpu ? &roof->sustained : &roof->burst);
+    }
 }
 
 static void time_captured(struct bench_step *bench, const struct op_cost *cost,
@@ -350,18 +382,70 @@ static int bench_train_step(const struct options *options)
     return 0;
 }
 
-static void run_moe_layer(void *context)
+enum { NUM_MOMENTS = 3, PARTS_WARM_UPS = 5, PARTS_RUNS = 21 };
+
+/* moments: before, after forward, after backward. */
+static void pass_moe_layer(struct bench_step *bench, void *moments[NUM_MOMENTS])
 {
-    struct bench_step *bench = context;
     struct trainer *trainer = &bench->trainer;
     const struct pass pass = trainer_pass(trainer, &trainer->microbatches[0], 0, true, 1.0f);
     const struct arena_mark mark = arena_mark(pass.saved);
     struct moe_saved saved;
 
-    moe_layer_forward(bench->moe, &pass, &bench->y, &bench->x, &saved);
+    moments[0] = stream_mark(trainer->stream);
+    moe_layer_forward(bench->moe, &pass, &bench->y, &bench->x, NULL, &saved);
+    moments[1] = stream_mark(trainer->stream);
     moe_layer_backward(bench->moe, &pass, &bench->d_x, &bench->d_y, &saved);
+    moments[2] = stream_mark(trainer->stream);
     arena_release(pass.saved, mark);
     stream_wait(trainer->stream);
+}
+
+static void free_moments(struct bench_step *bench, void *moments[NUM_MOMENTS])
+{
+    for (int m = 0; m < NUM_MOMENTS; m++) {
+        stream_mark_free(bench->trainer.stream, moments[m]);
+    }
+}
+
+static void run_moe_layer(void *context)
+{
+    void *moments[NUM_MOMENTS];
+
+    pass_moe_layer(context, moments);
+    free_moments(context, moments);
+}
+
+/* Medians on the device. All ranks run as often: they exchange tokens. */
+static void time_moe_parts(struct bench_step *bench, double *forward, double *backward)
+{
+    struct stream *stream = bench->trainer.stream;
+    double forwards[PARTS_RUNS], backwards[PARTS_RUNS];
+    void *moments[NUM_MOMENTS];
+
+    for (int i = 0; i < PARTS_WARM_UPS; i++) {
+        run_moe_layer(bench);
+    }
+    for (int i = 0; i < PARTS_RUNS; i++) {
+        pass_moe_layer(bench, moments);
+        forwards[i] = stream_mark_seconds(stream, moments[0], moments[1]);
+        backwards[i] = stream_mark_seconds(stream, moments[1], moments[2]);
+        free_moments(bench, moments);
+    }
+    *forward = bench_middle(forwards, PARTS_RUNS);
+    *backward = bench_middle(backwards, PARTS_RUNS);
+}
+
+static void print_moe_parts(struct bench_step *bench, const struct op_cost *cost,
+                            const struct bench_roof *roof)
+{
+    const struct op_cost third = {.flops = cost->flops / 3.0};
+    const struct op_cost rest = {.flops = cost->flops - third.flops};
+    double forward, backward;
+
+    time_moe_parts(bench, &forward, &backward);
+    print_rate("moe-layer, forward", forward, &third, &roof->burst);
+    print_rate("moe-layer, backward", backward, &rest, &roof->burst);
 }
 
 static int find_moe_layer(struct bench_step *bench)
@@ -381,7 +465,9 @@ static int time_moe_layer(struct bench_step *bench, const struct options *option
 {
     struct trainer *trainer = &bench->trainer;
     const struct model_config *config = &trainer->config;
-    const int64_t num_tokens = options->micro_batch_size * options->seq_length;
+    const int64_t num_tokens =
+        tp_region_outside(&trainer->groups, options->micro_batch_size * options->seq_length /
+                                                trainer->groups.cp->size);
     const double halves = config->activation == ACTIVATION_SWIGLU ? 3.0 : 2.0;
     const double flops = 6.0 * halves * (double)(num_tokens * config->router_rule.topk) *
                          (double)(config->hidden_size * config->moe_ffn_hidden_size);
@@ -398,8 +484,11 @@ static int time_moe_layer(struct bench_step *bench, const struct options *option
     }
     roof = bench_roof(trainer->stream, config->dtype);
     print_roof(trainer->stream, config->dtype, &roof);
-    seconds = bench_median(trainer->stream, run_moe_layer, bench);
-    print_rates("moe-layer (forward, backward)", &seconds, &cost, &roof);
+    print_moe_parts(bench, &cost, &roof);
+    if (launch_size() == 1) {
+        seconds = bench_median(trainer->stream, run_moe_layer, bench);
+        print_rates("moe-layer (forward, backward)", &seconds, &cost, &roof);
+    }
     profile_ops(bench, run_moe_layer, &roof);
     arena_destroy(bench->arena);
     return 0;
@@ -423,16 +512,22 @@ static int bench_moe_layer(const struct options *options)
 static const struct {
     const char *name;
     int (*run)(const struct options *options);
+    bool of_several_ranks;
 } benches[] = {
-    {"gemm", bench_gemm},
-    {"moe-layer", bench_moe_layer},
-    {"train-step", bench_train_step},
+    {"gemm", bench_gemm, false},
+    {"moe-layer", bench_moe_layer, true},
+    {"train-step", bench_train_step, false},
 };
 
 static int run_bench(const char *name, struct options *options, int argc, char **argv)
 {
     for (size_t i = 0; i < sizeof benches / sizeof benches[0]; i++) {
         if (strcmp(name, benches[i].name) == 0) {
+            if (launch_size() > 1 && !benches[i].of_several_ranks) {
+                return error_set("cadre bench %s is for one process, not %d; for several: cadre "
+                                 "bench moe-layer, cadre pretrain --profile",
+                                 name, launch_size());
+            }
             TRY(parse_flags(options, argc, argv));
             ops_cpu_set_num_threads((int)options->num_threads);
             return benches[i].run(options);
@@ -446,14 +541,18 @@ int cmd_bench(int argc, char **argv)
     struct options options;
     int result;
 
+    TRY(launch_init(&argc, &argv));
+    log_configure(launch_rank() == 0);
     if (argc < 2 || strcmp(argv[1], "--help") == 0) {
-        puts("usage: cadre bench gemm|moe-layer|train-step [flags of pretrain]\n\n"
-             "Prints times, rates, and their share of the roofs, which are measured in the same\n"
-             "run: a matrix product of the same type (2048^3 on a CPU, 8192^3 on a GPU), and a\n"
-             "copy. On a GPU after a rest (burst) and after a second of work (sustained), each\n"
-             "op, and a step as a CUDA graph; on a CPU the ops with --profile. Default model: 8\n"
-             "layers, H 512, F 1024, 8 experts top-2, 8 heads, S 512, micro-batch 4, vocabulary\n"
-             "8192, fp32 (--bf16 for bf16).");
+        puts(
+            "usage: cadre bench gemm|moe-layer|train-step [flags of pretrain]\n\n"
+            "Prints times, rates, and their share of the roofs, which are measured in the same\n"
+            "run: a matrix product of the same type (2048^3 on a CPU, 8192^3 on a GPU), and a\n"
+            "copy. On a GPU after a rest (burst) and after a second of work (sustained), each\n"
+            "op, and a step as a CUDA graph; on a CPU the ops with --profile. moe-layer runs on\n"
+            "several ranks too (mpirun -n N), each with a micro-batch of tokens. Default model: 8\n"
+            "layers, H 512, F 1024, 8 experts top-2, 8 heads, S 512, micro-batch 4, vocabulary\n"
+            "8192, fp32 (--bf16 for bf16).");
         return argc < 2 ? error_set("cadre bench needs the name of a benchmark") : 0;
     }
     TRY(options_init(&options));

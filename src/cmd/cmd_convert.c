@@ -177,7 +177,7 @@ static int save_import(const struct convert_options *o, struct import *import)
     const int64_t unit = o->make_vocab_size_divisible_by;
     const int64_t padded = (config->vocab_size + unit - 1) / unit * unit;
     struct checkpoint_save_request request = {
-        .directory = o->to, .release = true, .stage = stage_tensor, .stage_context = import};
+        .directory = o->to, .release = true, .stage = stage_tensor, .context = import};
     char tokenizer_model[PATH_LENGTH_MAX];
     int result;
 

@@ -24,8 +24,10 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "comm/delay.h"
+#include "comm/launch.h"
 #include "comm/progress.h"
 #include "comm/reduction.h"
+#include "ops/ops.h"
 
 enum {
     /* MPI promises tags up to 32767 only. Tag 0 of a group is for send and receive; the others go
@@ -795,5 +797,38 @@ struct comm *comm_mpi_create(const char *name, int number, const int *members, i
     }
     CHECK(comm->rank >= 0, "rank %d is not in its group %s", world_rank, name);
     return comm;
+}
+
+int comm_mpi_group_number(const struct comm *comm)
+{
+    const struct group *group = comm->state;
+
+    return group->number;
+}
+
+int comm_mpi_world_rank(const struct comm *comm, int rank)
+{
+    const struct group *group = comm->state;
+
+    return group->members[rank];
+}
+
+void comm_mpi_gather(void *all, const void *mine, size_t size_bytes)
+{
+    const int size = launch_size();
+    int *members = grow(NULL, (size_t)size * sizeof *members);
+    struct stream *stream = stream_create(device_cpu(), ops_cpu());
+    const struct tensor in = tensor_of((void *)mine, DTYPE_U8, (int64_t)size_bytes);
+    struct tensor out = tensor_of(all, DTYPE_U8, size * (int64_t)size_bytes);
+    struct comm *world;
+
+    for (int r = 0; r < size; r++) {
+        members[r] = r;
+    }
+    world = comm_mpi_create("world", COMM_MPI_GROUPS_MAX - 1, members, size);
+    comm_wait(comm_all_gather(world, stream, &out, &in), stream);
+    comm_destroy(world);
+    stream_destroy(stream);
+    free(members);
 }
 #endif

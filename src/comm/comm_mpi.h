@@ -22,6 +22,11 @@ void comm_mpi_abort(int status) __attribute__((noreturn));
  * the same number < COMM_MPI_GROUPS_MAX. Two groups of the same number must not share two ranks:
  * "tp" of all ranks may have one number. Needs no communication. */
 struct comm *comm_mpi_create(const char *name, int number, const int *members, int size);
+/* Of such a group: its number, and the rank in the world of one of its ranks. */
+int comm_mpi_group_number(const struct comm *comm);
+int comm_mpi_world_rank(const struct comm *comm, int rank);
+/* all [ranks] = what each rank of the world calls its own; waits for them. */
+void comm_mpi_gather(void *all, const void *mine, size_t size_bytes);
 
 /* Whether every operation issued has moved its data, though nobody may have waited for it yet: for
  * tests of the progress made while a rank computes. */

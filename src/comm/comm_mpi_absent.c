@@ -31,6 +31,11 @@ struct comm *comm_mpi_create(const char *name, int number, const int *members, i
     PANIC("group %s of %d ranks in a build without MPI", name, size);
 }
 
+void comm_mpi_gather(void *all, const void *mine, size_t size_bytes)
+{
+    PANIC("%zu bytes from all ranks in a build without MPI", size_bytes);
+}
+
 bool comm_mpi_is_idle(void)
 {
     return true;

@@ -7,18 +7,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "comm/comm_mpi.h"
 #include "comm/launch.h"
 #include "comm/nccl_channel.h"
+#include "comm/rendezvous.h"
+#include "device/device_cuda.h"
 #include "comm/traffic.h"
 #include "ops/libraries_cuda.h"
 #include "ops/ops.h"
 
 static const struct device *chosen_device; /* NULL: NCCL is not chosen */
-
 struct nccl {
     struct comm *host;
     struct nccl_channel *collectives;
@@ -31,12 +33,14 @@ struct nccl {
 struct gpu {
     int32_t has_library;
     cudaUUID_t uuid;
-    char host_id[64]; /* NCCL_HOSTID: to NCCL, ranks of different hosts never share a GPU */
+    /* With NCCL_HOSTID: to NCCL, ranks of different hosts never share a GPU. */
+    char host[HOST_NAME_LENGTH];
 };
 
 static struct gpu gpu_of(const struct device *device)
 {
     const char *host_id = getenv("NCCL_HOSTID");
+    char name[64] = "";
     struct cudaDeviceProp properties;
     struct gpu gpu;
 
@@ -45,35 +49,16 @@ static struct gpu gpu_of(const struct device *device)
           device->index);
     gpu.has_library = nccl_library() != NULL;
     gpu.uuid = properties.uuid;
-    snprintf(gpu.host_id, sizeof gpu.host_id, "%s", host_id != NULL ? host_id : "");
+    gethostname(name, sizeof name - 1);
+    snprintf(gpu.host, sizeof gpu.host, "%s %s", name, host_id != NULL ? host_id : "");
     return gpu;
-}
-
-static void gather_gpus(struct gpu mine, struct gpu *all)
-{
-    const int size = launch_size();
-    int *members = calloc((size_t)size, sizeof *members);
-    struct stream *stream = stream_create(device_cpu(), ops_cpu());
-    const struct tensor in = tensor_of(&mine, DTYPE_U8, (int64_t)sizeof mine);
-    struct tensor out = tensor_of(all, DTYPE_U8, size * (int64_t)sizeof mine);
-    struct comm *world;
-
-    CHECK(members != NULL, "out of memory");
-    for (int r = 0; r < size; r++) {
-        members[r] = r;
-    }
-    world = comm_mpi_create("world", COMM_MPI_GROUPS_MAX - 1, members, size);
-    comm_wait(comm_all_gather(world, stream, &out, &in), stream);
-    comm_destroy(world);
-    stream_destroy(stream);
-    free(members);
 }
 
 static bool shares_gpu(const struct gpu *gpus, int rank)
 {
     for (int r = 0; r < rank; r++) {
         if (memcmp(&gpus[r].uuid, &gpus[rank].uuid, sizeof gpus[r].uuid) == 0 &&
-            strcmp(gpus[r].host_id, gpus[rank].host_id) == 0) {
+            strcmp(gpus[r].host, gpus[rank].host) == 0) {
             return true;
         }
     }
@@ -98,9 +83,21 @@ static bool every_rank_can(const struct gpu *gpus)
     return true;
 }
 
+static void open_rendezvous(const struct device *device, const struct gpu *gpus)
+{
+    char(*hosts)[HOST_NAME_LENGTH] = calloc((size_t)launch_size(), sizeof *hosts);
+
+    CHECK(hosts != NULL, "out of memory");
+    for (int r = 0; r < launch_size(); r++) {
+        memcpy(hosts[r], gpus[r].host, sizeof hosts[r]);
+    }
+    rendezvous_open(device, (const char(*)[HOST_NAME_LENGTH])hosts);
+    free(hosts);
+}
+
 void comm_nccl_choose(const struct device *device)
 {
-    struct gpu *gpus;
+    struct gpu mine, *gpus;
 
     chosen_device = NULL;
     if (device->kind != DEVICE_CUDA || launch_size() == 1 || launch_is_emulated()) {
@@ -108,10 +105,13 @@ void comm_nccl_choose(const struct device *device)
     }
     gpus = calloc((size_t)launch_size(), sizeof *gpus);
     CHECK(gpus != NULL, "out of memory");
-    gather_gpus(gpu_of(device), gpus);
+    mine = gpu_of(device);
+    comm_mpi_gather(gpus, &mine, sizeof mine);
     if (every_rank_can(gpus)) {
         log_info("> GPUs exchange tensors over NCCL");
         chosen_device = device;
+        open_rendezvous(device, gpus);
+        device_cuda_share_multiprocessors();
     }
     free(gpus);
 }
@@ -119,6 +119,29 @@ void comm_nccl_choose(const struct device *device)
 bool comm_nccl_is_chosen(void)
 {
     return chosen_device != NULL;
+}
+
+/* ---- graphs ---- */
+
+void comm_nccl_capture_begin(void)
+{
+    if (comm_nccl_is_chosen()) {
+        nccl_channels_capture_begin();
+    }
+}
+
+void comm_nccl_capture_end(void)
+{
+    if (comm_nccl_is_chosen()) {
+        nccl_channels_capture_end();
+    }
+}
+
+void comm_nccl_graph_launched(struct stream *stream)
+{
+    if (comm_nccl_is_chosen()) {
+        nccl_channels_graph_launched(chosen_device, stream);
+    }
 }
 
 /* ---- operations ---- */
@@ -156,12 +179,22 @@ static void set_begin(int64_t *begin, const int64_t *rows, int size)
     }
 }
 
-/* All rows together, in equal parts or these. */
+static bool are_equal(const int64_t *rows, int size)
+{
+    for (int r = 1; r < size; r++) {
+        if (rows[r] != rows[0]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* All rows together, in equal parts or these. Of equal parts NCCL makes one collective. */
 static void set_parts(struct nccl_operation *op, int64_t *begin, int64_t num_elements,
                       const int64_t *rows)
 {
-    op->uneven = rows != NULL;
-    if (rows != NULL) {
+    op->uneven = rows != NULL && !are_equal(rows, op->size);
+    if (op->uneven) {
         set_begin(begin, rows, op->size);
         return;
     }
@@ -219,7 +252,7 @@ static struct comm_handle nccl_all_reduce(struct comm *comm, struct stream *stre
     struct nccl_operation *op =
         operation_new(nccl->collectives, stream, COMM_ALL_REDUCE, &row, &row, &row);
 
-    traffic_count_all_reduce(comm, x);
+    op->moved_bytes = traffic_count_all_reduce(comm, x);
     op->reduction = reduction;
     op->launch = launch_all_reduce;
     return issue(comm, op);
@@ -256,7 +289,7 @@ static struct comm_handle nccl_all_gather(struct comm *comm, struct stream *stre
     struct nccl_operation *op =
         operation_new(nccl->collectives, stream, COMM_ALL_GATHER, in, out, out);
 
-    traffic_count_all_gather(comm, in);
+    op->moved_bytes = traffic_count_all_gather(comm, in);
     set_parts(op, op->out_begin, tensor_num_elements(out), rows);
     op->launch = launch_all_gather;
     return issue(comm, op);
@@ -293,7 +326,7 @@ static struct comm_handle nccl_reduce_scatter(struct comm *comm, struct stream *
     struct nccl_operation *op =
         operation_new(nccl->collectives, stream, COMM_REDUCE_SCATTER, in, out, in);
 
-    traffic_count_reduce_scatter(comm, out, in);
+    op->moved_bytes = traffic_count_reduce_scatter(comm, out, in);
     set_parts(op, op->in_begin, tensor_num_elements(in), rows);
     op->launch = launch_reduce_scatter;
     return issue(comm, op);
@@ -331,7 +364,7 @@ static struct comm_handle nccl_all_to_all(struct comm *comm, struct stream *stre
 
     CHECK(row_elements(out) == row_elements(in) && recv_rows[comm->rank] == send_rows[comm->rank],
           "%s: %s to %s", comm->name, tensor_describe(in), tensor_describe(out));
-    traffic_count_all_to_all(comm, in, send_rows);
+    op->moved_bytes = traffic_count_all_to_all(comm, in, send_rows);
     set_begin(op->in_begin, send_rows, comm->size);
     set_begin(op->out_begin, recv_rows, comm->size);
     op->launch = launch_all_to_all;
@@ -353,7 +386,7 @@ static struct comm_handle nccl_broadcast(struct comm *comm, struct stream *strea
     struct nccl_operation *op =
         operation_new(nccl->collectives, stream, COMM_BROADCAST, &row, &row, &row);
 
-    traffic_count_broadcast(comm, x, root);
+    op->moved_bytes = traffic_count_broadcast(comm, x, root);
     op->root = root;
     op->launch = launch_broadcast;
     return issue(comm, op);
@@ -391,7 +424,7 @@ static struct comm_handle nccl_send(struct comm *comm, struct stream *stream,
         operation_new(message_channel(&nccl->to[to], nccl->host, comm->rank, to), stream, COMM_SEND,
                       &row, NULL, &row);
 
-    traffic_count_send(comm, x);
+    op->moved_bytes = traffic_count_send(comm, x);
     op->launch = launch_send;
     return issue(comm, op);
 }
@@ -405,6 +438,7 @@ static struct comm_handle nccl_receive(struct comm *comm, struct stream *stream,
         operation_new(message_channel(&nccl->from[from], nccl->host, from, comm->rank), stream,
                       COMM_RECEIVE, NULL, &row, &row);
 
+    op->moved_bytes = op->row_bytes;
     op->launch = launch_receive;
     return issue(comm, op);
 }

@@ -16,4 +16,13 @@ bool comm_nccl_is_chosen(void);
  * needs no communication. host stays the caller's. */
 struct comm *comm_nccl_create(struct comm *host);
 
+/* Around the capture of a graph (device.h), where NCCL is chosen: the collectives of all groups
+ * become part of it. Those before begin must have been waited for, and those within before the end.
+ */
+void comm_nccl_capture_begin(void);
+void comm_nccl_capture_end(void);
+/* After each launch of such a graph on the stream: errors and --distributed-timeout-minutes hold
+ * for it as for a collective. */
+void comm_nccl_graph_launched(struct stream *stream);
+
 #endif

@@ -138,10 +138,9 @@ void launch_finish(void)
     }
 }
 
-/* Where all ranks fail alike, rank 0 speaks, and the others are ended before they do; with many
- * ranks that takes a second. But a rank that fails alone must speak before the others have waited
- * for it until their deadline. */
-static void let_rank_0_speak(void)
+/* With many ranks to end them takes a second. But a rank that fails alone must speak before the
+ * others have waited for it until their deadline. */
+void launch_let_rank_0_speak(void)
 {
     const double deadline = comm_mpi_timeout();
     const double seconds = deadline / 4.0 < 2.0 ? deadline / 4.0 : 2.0;
@@ -157,7 +156,7 @@ static void let_rank_0_speak(void)
 void launch_fail(const char *text)
 {
     if (!emulated) {
-        let_rank_0_speak();
+        launch_let_rank_0_speak();
     }
     fflush(stdout);
     if (num_ranks == 1 || emulated) {

@@ -25,6 +25,9 @@ int launch_size_from_environment(int *size);
 
 /* Leaves MPI, if launch_init joined it; all ranks must come here. */
 void launch_finish(void);
+/* Where all ranks fail alike, rank 0 speaks, and ends the others, which wait here, before they do.
+ */
+void launch_let_rank_0_speak(void);
 /* Prints "cadre: error: TEXT", of several ranks with rank and host, and ends all ranks with exit
  * status 1. Where all ranks fail alike, such as for a wrong flag, rank 0 is given the time to say
  * it for all. */

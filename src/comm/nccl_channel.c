@@ -3,7 +3,13 @@
  * before its receiver wants it. NCCL's calls block the host while communicators are made and
  * connected, and a kernel that waits for its peer holds up all later ones of its communicator. So
  * communicators are nonblocking, calls are made when their communicator is free, and each pair of
- * ranks has a communicator a direction for messages. */
+ * ranks has a communicator a direction for messages.
+ *
+ * In a capture the same calls are made, and the same thread of NCCL's makes them: what they would
+ * put on the stream becomes part of the graph, which the stream's events tie to the rest of it. Two
+ * threads must not add to a graph at a time, so an issue returns when NCCL's thread is done; no
+ * other rank is needed for that, since steps before the capture have connected all channels. A
+ * captured event cannot be asked, so it is the graph's launches that are watched. */
 #ifdef CADRE_NCCL
 #include "comm/nccl_channel.h"
 
@@ -17,8 +23,10 @@
 #include "base/clock.h"
 #include "comm/comm_mpi.h"
 #include "comm/launch.h"
+#include "comm/rendezvous.h"
 #include "ops/libraries_cuda.h"
 #include "ops/ops.h"
+#include "ops/ops_profile.h"
 
 #define CUDA_CHECK(call)                                                                           \
     do {                                                                                           \
@@ -39,6 +47,7 @@ enum {
 struct nccl_channel {
     struct nccl_channel *next;
     struct nccl_channel_ends ends;
+    struct rendezvous rendezvous; /* of messages within a host */
     const struct device *device;
     enum { CHANNEL_UNUSED, CHANNEL_FINDING, CHANNEL_JOINING, CHANNEL_READY } stage;
     struct comm_handle exchange; /* of id */
@@ -56,17 +65,25 @@ static struct {
     bool stopping;
     struct nccl_channel *channels;
     struct nccl_operation *launched, *spare;
+    bool is_capturing, has_captured;
+    int num_captured; /* operations of the capture that were not waited for */
     struct stream *host_stream;
 } state = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 /* ---- failures ---- */
 
-/* Kernels that wait for a peer end, then the job does. */
+/* Kernels that wait for a peer end, then the job does; but an abort would wait for ever for a graph
+ * that holds the communicator's work, and for a kernel whose stream waits for another rank.
+ * channel: NULL for a graph. */
 static void fail(struct nccl_channel *channel, const char *what, const char *why)
 {
-    const struct comm *host = channel->ends.host;
+    const struct comm *host;
 
-    if (channel->nccl != NULL) {
+    if (channel == NULL) {
+        PANIC("%s %s", what, why);
+    }
+    host = channel->ends.host;
+    if (channel->nccl != NULL && !state.has_captured && !rendezvous_is_open()) {
         nccl_library()->ncclCommAbort(channel->nccl);
     }
     if (channel->ends.sender >= 0) {
@@ -85,9 +102,15 @@ static bool is_busy(struct nccl_channel *channel, const char *what, ncclResult_t
         result = asked != ncclSuccess ? asked : result;
     }
     if (result != ncclSuccess && result != ncclInProgress) {
+        launch_let_rank_0_speak();
         fail(channel, what, nccl_library()->ncclGetErrorString(result));
     }
     return result == ncclInProgress;
+}
+
+static const char *name_of(const struct nccl_operation *op)
+{
+    return op->channel != NULL ? comm_kind_name(op->kind) : "a CUDA graph with communication";
 }
 
 /* As in comm_mpi.c, lower ranks speak first, so that one line comes. */
@@ -101,7 +124,7 @@ static void check_deadline(struct nccl_operation *op)
                  comm_mpi_timeout(),
                  op->stage == NCCL_LAUNCHED ? "a rank has not come to it"
                                             : "its ranks have not found each other");
-        fail(op->channel, comm_kind_name(op->kind), why);
+        fail(op->channel, name_of(op), why);
     }
 }
 
@@ -155,21 +178,57 @@ static void join(struct nccl_channel *channel)
 
 /* ---- operations ---- */
 
-static void enqueue(struct nccl_operation *op)
+static void call_nccl(struct nccl_operation *op)
 {
     const struct nccl_library *library = nccl_library();
     struct nccl_channel *channel = op->channel;
     const char *what = comm_kind_name(op->kind);
     ncclResult_t result;
 
-    CUDA_CHECK(cudaStreamWaitEvent(channel->stream, op->ready, 0));
     is_busy(channel, what, library->ncclGroupStart());
     result = op->launch(op, channel->nccl, channel->stream);
     if (result != ncclSuccess && result != ncclInProgress) {
         fail(channel, what, library->ncclGetErrorString(result));
     }
     is_busy(channel, what, library->ncclGroupEnd());
+}
+
+/* A graph would meet the same counts at every launch: its messages begin as they come. */
+static bool meets(const struct nccl_operation *op)
+{
+    return op->channel->rendezvous.come != NULL && !op->captured;
+}
+
+static void enqueue(struct nccl_operation *op)
+{
+    struct nccl_channel *channel = op->channel;
+
+    CUDA_CHECK(cudaStreamWaitEvent(channel->stream, op->ready, 0));
+    if (meets(op)) {
+        rendezvous_meet(&channel->rendezvous, channel->stream);
+    }
+    op->profiled = ops_profile_transfer_begin(channel->device, channel->stream);
+    call_nccl(op);
     op->stage = NCCL_ENQUEUED;
+}
+
+static void end_profiled(const struct nccl_operation *op)
+{
+    const struct nccl_channel *channel = op->channel;
+    const struct nccl_channel_ends *ends = &channel->ends;
+    struct transfer transfer = {.name = comm_kind_name(op->kind), .size_bytes = op->moved_bytes};
+
+    if (op->profiled == NULL) {
+        return;
+    }
+    if (ends->sender >= 0) {
+        snprintf(transfer.lane, sizeof transfer.lane, "%s (%d to %d)", ends->host->name,
+                 ends->sender, ends->receiver);
+    } else {
+        snprintf(transfer.lane, sizeof transfer.lane, "%s (%d ranks)", ends->host->name,
+                 ends->host->size);
+    }
+    ops_profile_transfer_end(channel->device, channel->stream, op->profiled, &transfer);
 }
 
 /* NCCL has put the oldest operation's work on the stream. */
@@ -178,10 +237,13 @@ static void pop_launched(struct nccl_channel *channel)
     struct nccl_operation *op = channel->queue;
 
     CUDA_CHECK(cudaEventRecord(op->done, channel->stream));
+    end_profiled(op);
     op->stage = NCCL_LAUNCHED;
     channel->queue = op->next;
-    op->next = state.launched;
-    state.launched = op;
+    if (!op->captured) {
+        op->next = state.launched;
+        state.launched = op;
+    }
 }
 
 /* As far as it goes without waiting. */
@@ -220,9 +282,29 @@ static bool is_done(const struct nccl_operation *op)
 {
     const cudaError_t status = cudaEventQuery(op->done);
 
-    CHECK(status == cudaSuccess || status == cudaErrorNotReady, "%s: %s", comm_kind_name(op->kind),
+    CHECK(status == cudaSuccess || status == cudaErrorNotReady, "%s: %s", name_of(op),
           cudaGetErrorString(status));
     return status == cudaSuccess;
+}
+
+/* A graph holds operations of any channel. */
+static void ask_for_errors(const struct nccl_operation *op)
+{
+    if (op->channel != NULL) {
+        is_busy(op->channel, name_of(op), ncclInProgress);
+        return;
+    }
+    for (struct nccl_channel *channel = state.channels; channel != NULL; channel = channel->next) {
+        if (channel->stage == CHANNEL_READY) {
+            is_busy(channel, name_of(op), ncclInProgress);
+        }
+    }
+}
+
+static void give_back(struct nccl_operation *op)
+{
+    op->next = state.spare;
+    state.spare = op;
 }
 
 /* Operations that are done and waited for may be used again. */
@@ -235,13 +317,12 @@ static void watch_launched(void)
         const bool done = is_done(op);
 
         if (!done) {
-            is_busy(op->channel, comm_kind_name(op->kind), ncclInProgress);
+            ask_for_errors(op);
             check_deadline(op);
         }
         if (done && op->waited) {
             *link = op->next;
-            op->next = state.spare;
-            state.spare = op;
+            give_back(op);
         } else {
             link = &op->next;
         }
@@ -346,6 +427,12 @@ struct nccl_channel *nccl_channel_create(const struct device *device,
     CHECK(channel != NULL, "out of memory");
     channel->device = device;
     channel->ends = *ends;
+    if (ends->sender >= 0) {
+        const bool is_sender = ends->host->rank == ends->sender;
+
+        channel->rendezvous =
+            rendezvous_with(ends->host, is_sender ? ends->receiver : ends->sender, is_sender);
+    }
     CUDA_CHECK(cudaSetDevice(device->index));
     channel->stream = stream_open();
     if (state.channels == NULL) {
@@ -395,7 +482,17 @@ void nccl_channel_destroy(struct nccl_channel *channel)
     }
 }
 
-static struct nccl_operation *take_spare(void)
+static struct nccl_operation *allocate_operation(void)
+{
+    struct nccl_operation *op = calloc(1, sizeof *op);
+
+    CHECK(op != NULL, "out of memory");
+    CUDA_CHECK(cudaEventCreateWithFlags(&op->ready, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreateWithFlags(&op->done, cudaEventDisableTiming));
+    return op;
+}
+
+static struct nccl_operation *take_operation(void)
 {
     struct nccl_operation *op;
 
@@ -405,17 +502,7 @@ static struct nccl_operation *take_spare(void)
         state.spare = op->next;
     }
     pthread_mutex_unlock(&state.lock);
-    return op;
-}
-
-static struct nccl_operation *allocate_operation(void)
-{
-    struct nccl_operation *op = calloc(1, sizeof *op);
-
-    CHECK(op != NULL, "out of memory");
-    CUDA_CHECK(cudaEventCreateWithFlags(&op->ready, cudaEventDisableTiming));
-    CUDA_CHECK(cudaEventCreateWithFlags(&op->done, cudaEventDisableTiming));
-    return op;
+    return op != NULL ? op : allocate_operation();
 }
 
 static void make_room(struct nccl_operation *op, int num_ranks)
@@ -436,10 +523,7 @@ struct nccl_operation *nccl_operation_new(struct nccl_channel *channel, struct s
     struct nccl_operation *op;
 
     CUDA_CHECK(cudaSetDevice(channel->device->index));
-    op = take_spare();
-    if (op == NULL) {
-        op = allocate_operation();
-    }
+    op = take_operation();
     make_room(op, channel->ends.host->size);
     op->channel = channel;
     op->kind = kind;
@@ -448,9 +532,25 @@ struct nccl_operation *nccl_operation_new(struct nccl_channel *channel, struct s
     op->uneven = false;
     op->stage = NCCL_QUEUED;
     op->waited = false;
+    op->captured = state.is_capturing;
     op->issued_at = clock_seconds();
     CUDA_CHECK(cudaEventRecord(op->ready, stream->native));
     return op;
+}
+
+/* With the lock, which is given up meanwhile. */
+static void await_launch(struct nccl_operation *op)
+{
+    for (int i = 0; op->stage != NCCL_LAUNCHED; i++) {
+        pthread_mutex_unlock(&state.lock);
+        if (i < LAUNCH_SPINS) {
+            sched_yield();
+        } else {
+            nanosleep(&(struct timespec){.tv_nsec = LAUNCH_PAUSE_NS}, NULL);
+        }
+        pthread_mutex_lock(&state.lock);
+        advance(op->channel);
+    }
 }
 
 void nccl_operation_issue(struct nccl_operation *op)
@@ -464,9 +564,15 @@ void nccl_operation_issue(struct nccl_operation *op)
     }
     *link = op;
     op->next = NULL;
+    state.num_captured += op->captured;
     advance(op->channel);
     if (op->channel->queue != NULL) {
         pthread_cond_signal(&state.wake);
+    }
+    if (op->captured) {
+        CHECK(op->channel->stage == CHANNEL_READY, "%s of %s is the first, in a capture",
+              name_of(op), op->channel->ends.host->name);
+        await_launch(op);
     }
     pthread_mutex_unlock(&state.lock);
 }
@@ -474,18 +580,51 @@ void nccl_operation_issue(struct nccl_operation *op)
 void nccl_operation_wait(struct nccl_operation *op, struct stream *stream)
 {
     pthread_mutex_lock(&state.lock);
-    for (int i = 0; op->stage != NCCL_LAUNCHED; i++) {
-        pthread_mutex_unlock(&state.lock);
-        if (i < LAUNCH_SPINS) {
-            sched_yield();
-        } else {
-            nanosleep(&(struct timespec){.tv_nsec = LAUNCH_PAUSE_NS}, NULL);
-        }
-        pthread_mutex_lock(&state.lock);
-        advance(op->channel);
-    }
+    await_launch(op);
     CUDA_CHECK(cudaStreamWaitEvent(stream->native, op->done, 0));
     op->waited = true;
+    if (op->captured) {
+        state.num_captured--;
+        give_back(op);
+    }
+    pthread_mutex_unlock(&state.lock);
+}
+
+void nccl_channels_capture_begin(void)
+{
+    pthread_mutex_lock(&state.lock);
+    for (const struct nccl_channel *channel = state.channels; channel != NULL;
+         channel = channel->next) {
+        CHECK(channel->queue == NULL, "%s of %s was not waited for before a capture",
+              name_of(channel->queue), channel->ends.host->name);
+    }
+    state.is_capturing = true;
+    state.has_captured = true;
+    pthread_mutex_unlock(&state.lock);
+}
+
+void nccl_channels_capture_end(void)
+{
+    CHECK(state.num_captured == 0, "%d captured operations were not waited for",
+          state.num_captured);
+    state.is_capturing = false;
+}
+
+void nccl_channels_graph_launched(const struct device *device, struct stream *stream)
+{
+    struct nccl_operation *op;
+
+    CUDA_CHECK(cudaSetDevice(device->index));
+    op = take_operation();
+    op->channel = NULL;
+    op->captured = false;
+    op->stage = NCCL_LAUNCHED;
+    op->waited = true;
+    op->issued_at = clock_seconds();
+    CUDA_CHECK(cudaEventRecord(op->done, stream->native));
+    pthread_mutex_lock(&state.lock);
+    op->next = state.launched;
+    state.launched = op;
     pthread_mutex_unlock(&state.lock);
 }
 #endif

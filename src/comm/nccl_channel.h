@@ -33,12 +33,15 @@ struct nccl_operation {
     bool uneven;
     int64_t *in_begin, *out_begin; /* [size + 1] rows, where parts are uneven or exchanged */
     int max_ranks;                 /* room in in_begin and out_begin */
+    int64_t moved_bytes;           /* sent by this rank, or received in a message */
 
     /* nccl_channel.c's */
     cudaEvent_t ready, done;
     enum { NCCL_QUEUED, NCCL_ENQUEUED, NCCL_LAUNCHED } stage;
     bool waited;
+    bool captured;    /* part of a graph: nothing of it happens before the graph is launched */
     double issued_at; /* seconds */
+    void *profiled;   /* ops_profile_transfer_begin's */
 };
 
 /* What a channel is for: the group's collectives, or messages from one rank of it to another. */
@@ -60,5 +63,12 @@ struct nccl_operation *nccl_operation_new(struct nccl_channel *channel, struct s
 void nccl_operation_issue(struct nccl_operation *op);
 /* The stream goes on when the operation is done; the operation is no longer the caller's. */
 void nccl_operation_wait(struct nccl_operation *op, struct stream *stream);
+
+/* Operations from begin to end become part of the graph that is captured meanwhile. Those before
+ * begin must have been waited for, and those within before the end. */
+void nccl_channels_capture_begin(void);
+void nccl_channels_capture_end(void);
+/* After each launch of a graph with operations on the stream: they are watched as others are. */
+void nccl_channels_graph_launched(const struct device *device, struct stream *stream);
 
 #endif

@@ -139,6 +139,7 @@ const struct device *device_cpu(void)
         .stream_close = immediate_do_nothing,
         .stream_wait = immediate_do_nothing,
         .copy_from_host = cpu_copy,
+        .copy_constant = cpu_copy,
         .copy_to_host = cpu_copy,
         .copy = cpu_copy,
         .read_start = cpu_read_start,
@@ -161,6 +162,7 @@ const struct device *device_null(void)
         .stream_close = immediate_do_nothing,
         .stream_wait = immediate_do_nothing,
         .copy_from_host = null_copy_from_host,
+        .copy_constant = null_copy_from_host,
         .copy_to_host = null_copy_to_host,
         .copy = null_copy_from_host,
         .read_start = null_read_start,
@@ -203,6 +205,11 @@ void stream_wait(struct stream *stream)
 void stream_copy_from_host(struct stream *stream, void *memory, const void *host, size_t size)
 {
     stream->device->copy_from_host(stream->native, memory, host, size);
+}
+
+void stream_copy_constant(struct stream *stream, void *memory, const void *host, size_t size)
+{
+    stream->device->copy_constant(stream->native, memory, host, size);
 }
 
 void stream_copy_to_host(struct stream *stream, void *host, const void *memory, size_t size)

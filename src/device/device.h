@@ -19,6 +19,7 @@ enum device_kind { DEVICE_CPU, DEVICE_NULL, DEVICE_CUDA };
 struct device {
     enum device_kind kind;
     int index;
+    bool shares_multiprocessors; /* transfers between ranks may hold some while a kernel runs */
     struct memory_source memory;
     /* What the stream_ functions below do. native is struct stream's. */
     void *(*stream_open)(void); /* returns native */
@@ -27,6 +28,7 @@ struct device {
     void (*copy_from_host)(void *native, void *device_memory, const void *host, size_t size_bytes);
     void (*copy_to_host)(void *native, void *host, const void *device_memory, size_t size_bytes);
     void (*copy)(void *native, void *to, const void *from, size_t size_bytes);
+    void (*copy_constant)(void *native, void *device_memory, const void *host, size_t size_bytes);
     void *(*read_start)(void *native, const void *device_memory, size_t size_bytes);
     void (*read_finish)(void *read, void *host);
     /* NULL where work runs at once: nothing can be captured. */
@@ -59,6 +61,9 @@ void stream_wait(struct stream *stream);
  */
 void stream_copy_from_host(struct stream *stream, void *memory, const void *host, size_t size);
 void stream_copy_to_host(struct stream *stream, void *host, const void *memory, size_t size);
+/* As stream_copy_from_host, for what is the same in every step: in a capture the bytes become part
+ * of the graph. */
+void stream_copy_constant(struct stream *stream, void *memory, const void *host, size_t size);
 /* A read that the host waits for later: the bytes are those of this moment in the stream's work,
  * which goes on. Each start has its finish. */
 void *stream_read_start(struct stream *stream, const void *memory, size_t size);
@@ -68,7 +73,7 @@ void stream_copy(struct stream *stream, void *to, const void *from, size_t size)
 
 /* Work issued between begin and end does not run: it becomes a graph, which runs each time that it
  * is launched, on the same addresses and with the same numbers in its calls. Nothing in it may copy
- * from or to the host, or wait. */
+ * from or to the host but constants, or wait. One graph is captured at a time. */
 bool device_can_capture(const struct device *device);
 void stream_capture_begin(struct stream *stream);
 void *stream_capture_end(struct stream *stream); /* returns the graph */

@@ -39,7 +39,19 @@ static struct {
 } staging = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static struct device cuda_device;
-static bool is_capturing;
+
+/* Numbers that a graph reads from the host's memory, pinned and kept with it. */
+struct constant {
+    struct constant *next;
+    void *pinned;
+};
+
+struct cuda_graph {
+    cudaGraphExec_t executable;
+    struct constant *constants;
+};
+
+static struct cuda_graph *capturing; /* NULL: no capture is under way */
 
 /* The CUDA runtime's current device belongs to the calling thread, which may be any. */
 static void make_current(void)
@@ -132,7 +144,7 @@ static struct staging_slot *staging_take(void *native, size_t size_bytes, char *
 {
     struct staging_slot *slot = &staging.slots[staging.current];
 
-    CHECK(!is_capturing, "a copy from or to the host inside of a captured graph");
+    CHECK(capturing == NULL, "a copy from or to the host inside of a captured graph");
     if (slot->memory == NULL || slot->native != native ||
         size_bytes > slot_bytes - slot->used_bytes) {
         slot = next_slot();
@@ -158,6 +170,24 @@ static void cuda_copy_from_host(void *native, void *memory, const void *host, si
         CUDA_CHECK(cudaEventRecord(slot->read, native));
     }
     pthread_mutex_unlock(&staging.lock);
+}
+
+static void cuda_copy_constant(void *native, void *memory, const void *host, size_t size_bytes)
+{
+    struct constant *constant;
+
+    if (capturing == NULL) {
+        cuda_copy_from_host(native, memory, host, size_bytes);
+        return;
+    }
+    constant = calloc(1, sizeof *constant);
+    CHECK(constant != NULL, "out of memory");
+    CUDA_CHECK(cudaMallocHost(&constant->pinned, size_bytes));
+    memcpy(constant->pinned, host, size_bytes);
+    CUDA_CHECK(
+        cudaMemcpyAsync(memory, constant->pinned, size_bytes, cudaMemcpyHostToDevice, native));
+    constant->next = capturing->constants;
+    capturing->constants = constant;
 }
 
 /* Two parts are under way at a time: while one is copied out of its slot, the next one arrives. */
@@ -234,7 +264,7 @@ static void *cuda_read_start(void *native, const void *memory, size_t size_bytes
 {
     struct cuda_read *read;
 
-    CHECK(!is_capturing, "a read inside of a captured graph");
+    CHECK(capturing == NULL, "a read inside of a captured graph");
     make_current();
     read = read_take(size_bytes);
     read->size_bytes = size_bytes;
@@ -255,36 +285,53 @@ static void cuda_read_finish(void *pending, void *host)
     pthread_mutex_unlock(&staging.lock);
 }
 
-/* Relaxed: what a library allocates at its first call of a kind is allocated, not recorded. */
+/* Relaxed: what a library allocates at its first call of a kind is allocated, not recorded; and
+ * other threads may take part, as NCCL's do. */
 static void cuda_capture_begin(void *native)
 {
+    CHECK(capturing == NULL, "a capture within a capture");
+    capturing = calloc(1, sizeof *capturing);
+    CHECK(capturing != NULL, "out of memory");
     make_current();
     CUDA_CHECK(cudaStreamBeginCapture(native, cudaStreamCaptureModeRelaxed));
-    is_capturing = true;
 }
 
+/* The nodes keep the priorities of their streams: communication comes first. */
 static void *cuda_capture_end(void *native)
 {
+    struct cuda_graph *captured = capturing;
     cudaGraph_t graph;
-    cudaGraphExec_t executable;
 
-    is_capturing = false;
+    capturing = NULL;
     CUDA_CHECK(cudaStreamEndCapture(native, &graph));
-    CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
+    CUDA_CHECK(cudaGraphInstantiate(&captured->executable, graph,
+                                    cudaGraphInstantiateFlagUseNodePriority));
     CUDA_CHECK(cudaGraphDestroy(graph));
-    CUDA_CHECK(cudaGraphUpload(executable, native));
-    return executable;
+    CUDA_CHECK(cudaGraphUpload(captured->executable, native));
+    return captured;
 }
 
 static void cuda_graph_launch(void *native, void *graph)
 {
+    const struct cuda_graph *captured = graph;
+
     make_current();
-    CUDA_CHECK(cudaGraphLaunch(graph, native));
+    CUDA_CHECK(cudaGraphLaunch(captured->executable, native));
 }
 
 static void cuda_graph_free(void *graph)
 {
-    CUDA_CHECK(cudaGraphExecDestroy(graph));
+    struct cuda_graph *captured = graph;
+
+    CUDA_CHECK(cudaGraphExecDestroy(captured->executable));
+    while (captured->constants != NULL) {
+        struct constant *constant = captured->constants;
+
+        captured->constants = constant->next;
+        CUDA_CHECK(cudaFreeHost(constant->pinned));
+        free(constant);
+    }
+    free(captured);
 }
 
 static void cuda_range_begin(const char *name)
@@ -367,6 +414,7 @@ const struct device *device_cuda(int index)
         .stream_close = cuda_stream_close,
         .stream_wait = cuda_stream_wait,
         .copy_from_host = cuda_copy_from_host,
+        .copy_constant = cuda_copy_constant,
         .copy_to_host = cuda_copy_to_host,
         .copy = cuda_copy,
         .read_start = cuda_read_start,
@@ -383,5 +431,10 @@ const struct device *device_cuda(int index)
     };
     make_current();
     return &cuda_device;
+}
+
+void device_cuda_share_multiprocessors(void)
+{
+    cuda_device.shares_multiprocessors = true;
 }
 #endif

@@ -16,5 +16,7 @@ struct memory_source device_cuda_shared_memory(void);
 /* GPU `index`, made current for the process, which uses one GPU. NULL with an error where there is
  * none or it is not a Hopper. */
 const struct device *device_cuda(int index);
+/* From here on the process's GPU shares its multiprocessors. */
+void device_cuda_share_multiprocessors(void);
 
 #endif

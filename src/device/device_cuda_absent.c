@@ -23,4 +23,9 @@ const struct device *device_cuda(int index)
     return FAIL_NULL("this cadre was built without CUDA: put nvcc on the PATH and build again, or "
                      "use --device cpu");
 }
+
+void device_cuda_share_multiprocessors(void)
+{
+    PANIC("a build without CUDA");
+}
 #endif

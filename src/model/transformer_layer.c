@@ -179,15 +179,24 @@ static void drop(const struct pass *pass, struct dropout_rule rule, struct tenso
     }
 }
 
+/* y = dropout(mlp(x)) + residual; branch is memory like y. */
 static void mlp_branch_forward(struct transformer_layer *layer, const struct pass *pass,
                                struct tensor *y, const struct tensor *x,
+                               const struct tensor *residual, struct tensor *branch,
                                struct transformer_layer_saved *saved)
 {
-    if (layer->is_moe) {
-        moe_layer_forward(&layer->moe, pass, y, x, &saved->moe);
-    } else {
-        mlp_forward(&layer->mlp, pass, y, x, &saved->mlp);
+    const struct dropout_rule rule = branch_dropout(layer, pass, MLP_BRANCH);
+
+    if (layer->is_moe && rule.p == 0.0f) { /* the sum over a token's experts takes it in */
+        moe_layer_forward(&layer->moe, pass, y, x, residual, &saved->moe);
+        return;
     }
+    if (layer->is_moe) {
+        moe_layer_forward(&layer->moe, pass, branch, x, NULL, &saved->moe);
+    } else {
+        mlp_forward(&layer->mlp, pass, branch, x, &saved->mlp);
+    }
+    drop(pass, rule, y, branch, residual);
 }
 
 void transformer_layer_forward(struct transformer_layer *layer, const struct pass *pass,
@@ -205,8 +214,7 @@ void transformer_layer_forward(struct transformer_layer *layer, const struct pas
                             &saved->attention);
     drop(pass, branch_dropout(layer, pass, ATTENTION_BRANCH), &branch, &branch, NULL);
     norm_forward(&layer->mlp_norm, pass, &normed2, &branch, x, &saved->mlp_norm);
-    mlp_branch_forward(layer, pass, &branch, &normed2, saved);
-    drop(pass, branch_dropout(layer, pass, MLP_BRANCH), y, &branch, &saved->mlp_norm.x);
+    mlp_branch_forward(layer, pass, y, &normed2, &saved->mlp_norm.x, &branch, saved);
     arena_release(pass->scratch, mark);
 }
 

@@ -80,11 +80,12 @@ struct dispatcher {
                            struct dispatched *out, struct dispatch_flight *flight);
     void (*dispatch_finish)(const struct pass *pass, struct dispatched *out,
                             struct dispatch_flight *flight);
-    /* y [T,H] = sum over each token's slots of rows [R,H]. */
+    /* y [T,H] = sum over each token's slots of rows [R,H], + residual [T,H] unless NULL. */
     void (*combine_start)(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
-                          const struct tensor *rows, struct dispatch_flight *flight);
+                          const struct tensor *rows, const struct tensor *residual,
+                          struct dispatch_flight *flight);
     void (*combine_finish)(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
-                           struct dispatch_flight *flight);
+                           const struct tensor *residual, struct dispatch_flight *flight);
     /* d_y [T,H] as the experts' backward reads it: rows in pass->scratch (they stay), or d_y itself
      * with *row_token set. */
     void (*combine_backward_start)(const struct pass *pass, const struct dispatched *plan,

@@ -156,10 +156,21 @@ static void tokens_home_start(const struct pass *pass, const struct dispatched *
     flight->rows.handle = comm_reduce_scatter(pass->groups->etp_ep, pass->stream, y, &all);
 }
 
+static void allgather_combine_start(const struct pass *pass, const struct dispatched *plan,
+                                    struct tensor *y, const struct tensor *rows,
+                                    const struct tensor *residual, struct dispatch_flight *flight)
+{
+    tokens_home_start(pass, plan, y, rows, flight);
+}
+
 static void allgather_combine_finish(const struct pass *pass, const struct dispatched *plan,
-                                     struct tensor *y, struct dispatch_flight *flight)
+                                     struct tensor *y, const struct tensor *residual,
+                                     struct dispatch_flight *flight)
 {
     comm_wait(flight->rows.handle, pass->stream);
+    if (residual != NULL) {
+        op_add(pass->stream, &(struct add){.y = y, .u = y, .v = residual});
+    }
     arena_release(pass->scratch, flight->mark);
 }
 
@@ -209,7 +220,7 @@ const struct dispatcher dispatcher_allgather = {
     .name = "allgather",
     .dispatch_start = allgather_dispatch_start,
     .dispatch_finish = allgather_dispatch_finish,
-    .combine_start = tokens_home_start,
+    .combine_start = allgather_combine_start,
     .combine_finish = allgather_combine_finish,
     .combine_backward_start = allgather_combine_backward_start,
     .combine_backward_finish = allgather_combine_backward_finish,

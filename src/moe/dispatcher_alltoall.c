@@ -18,15 +18,25 @@ static bool has_etp(const struct pass *pass)
     return pass->groups->etp->size > 1;
 }
 
+/* Rows have no other EP rank to go to: they are where they go. */
+static bool stays(const struct pass *pass)
+{
+    return has_etp(pass) && pass->groups->ep->size == 1;
+}
+
 /* sent [num_sent,W] of all ranks -> this rank's rows in arrival order, arrived [R,W]. */
 static struct dispatch_trip trip_out_start(const struct pass *pass, const struct dispatched *plan,
                                            struct tensor *arrived, const struct tensor *sent)
 {
+    const int64_t num_received = plan->exchange.num_received;
     struct dispatch_trip trip = {.to = *arrived, .between = *arrived};
 
+    if (stays(pass)) {
+        trip.between = tensor_rows(sent, 0, num_received);
+        return trip;
+    }
     if (has_etp(pass)) {
-        trip.between =
-            tensor_new(pass->scratch, sent->dtype, plan->exchange.num_received, sent->dim[1]);
+        trip.between = tensor_new(pass->scratch, sent->dtype, num_received, sent->dim[1]);
     }
     trip.handle = dispatch_rows_out(pass, plan, &trip.between, sent);
     return trip;
@@ -49,17 +59,20 @@ static struct dispatch_trip trip_home_start(const struct pass *pass, const struc
                                             const struct tensor *rows)
 {
     const struct dispatch_exchange *exchange = &plan->exchange;
-    struct dispatch_trip trip = {
-        .to = tensor_new(pass->scratch, rows->dtype, exchange->num_sent, rows->dim[1])};
     const struct tensor arrived = dispatch_gather(pass, pass->scratch, rows, &plan->row_at);
+    struct dispatch_trip trip = {.between = arrived};
 
-    trip.between = arrived;
     if (has_etp(pass)) {
         trip.between = tensor_new(pass->scratch, rows->dtype, exchange->num_received, rows->dim[1]);
         comm_wait(comm_reduce_scatter_rows(pass->groups->etp, pass->stream, &trip.between, &arrived,
                                            exchange->etp_rows),
                   pass->stream);
     }
+    if (stays(pass)) {
+        trip.to = trip.between;
+        return trip;
+    }
+    trip.to = tensor_new(pass->scratch, rows->dtype, exchange->num_sent, rows->dim[1]);
     trip.handle = dispatch_rows_home(pass, plan, &trip.to, &trip.between);
     return trip;
 }
@@ -79,21 +92,42 @@ static struct tensor column(const struct tensor *x)
     return tensor_view(x, x->dim[0], 1);
 }
 
+/* The tokens of all slots by expert, in scratch: gathered before it is known where they go. */
+static struct tensor gather_slots(const struct pass *pass, const struct dispatch_input *input,
+                                  const struct dispatched *plan,
+                                  const struct dispatch_counting *counting)
+{
+    struct tensor slots =
+        tensor_new(pass->scratch, input->x->dtype, plan->send_token.dim[0], input->x->dim[1]);
+
+    op_row_gather(pass->stream, &(struct row_gather){.y = &slots,
+                                                     .x = input->x,
+                                                     .index = &plan->send_token,
+                                                     .offsets = &counting->offsets});
+    return slots;
+}
+
+/* The device gathers while the host waits for the counts; the host orders the rows while they
+ * travel. */
 static void alltoall_dispatch_start(const struct pass *pass, const struct dispatch_input *input,
                                     struct dispatched *out, struct dispatch_flight *flight)
 {
     const struct dispatch_layout layout = layout_of(pass->groups, input->num_experts);
-    struct tensor prob, arrived;
+    struct dispatch_counting counting;
+    struct tensor slots, prob, arrived;
 
     flight->mark = arena_mark(pass->scratch);
-    prob = dispatch_plan_make(pass, &layout, pass->groups->etp_ep, input, out);
+    dispatch_count_start(pass, &layout, pass->groups->etp_ep, input, out, &counting);
+    slots = gather_slots(pass, input, out, &counting);
+    prob = dispatch_count_finish(pass, input, out, &counting);
     prob = column(&prob);
     out->x = tensor_new(pass->saved, input->x->dtype, out->num_rows, input->x->dim[1]);
+    arrived = tensor_new(pass->scratch, DTYPE_F32, out->num_rows, 1);
+    flight->rows = trip_out_start(pass, out, &out->x, &slots);
+    flight->probs = trip_out_start(pass, out, &arrived, &prob);
+    dispatch_order_rows(pass, out, &counting);
     out->row_token = out->arrival;
     out->token_rows = (struct tensor){0};
-    arrived = tensor_new(pass->scratch, DTYPE_F32, out->num_rows, 1);
-    flight->probs = trip_out_start(pass, out, &arrived, &prob);
-    flight->rows = tokens_out_start(pass, out, &out->x, input->x);
 }
 
 static void alltoall_dispatch_finish(const struct pass *pass, struct dispatched *out,
@@ -101,8 +135,8 @@ static void alltoall_dispatch_finish(const struct pass *pass, struct dispatched 
 {
     struct tensor row_prob;
 
-    trip_out_finish(pass, out, &flight->probs);
     trip_out_finish(pass, out, &flight->rows);
+    trip_out_finish(pass, out, &flight->probs);
     row_prob = dispatch_gather(pass, pass->saved, &flight->probs.to, &out->arrival);
     out->row_prob = tensor_view(&row_prob, out->num_rows);
     arena_release(pass->scratch, flight->mark);
@@ -110,23 +144,26 @@ static void alltoall_dispatch_finish(const struct pass *pass, struct dispatched 
 
 static void alltoall_combine_start(const struct pass *pass, const struct dispatched *plan,
                                    struct tensor *y, const struct tensor *rows,
-                                   struct dispatch_flight *flight)
+                                   const struct tensor *residual, struct dispatch_flight *flight)
 {
     flight->mark = arena_mark(pass->scratch);
     flight->rows = trip_home_start(pass, plan, rows);
 }
 
 static void sum_rows(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
-                     struct dispatch_trip *trip)
+                     const struct tensor *residual, struct dispatch_trip *trip)
 {
     comm_wait(trip->handle, pass->stream);
-    op_row_sum(pass->stream, &(struct row_sum){.y = y, .rows = &trip->to, .row_of = &plan->row_of});
+    op_row_sum(pass->stream,
+               &(struct row_sum){
+                   .y = y, .rows = &trip->to, .row_of = &plan->row_of, .residual = residual});
 }
 
 static void alltoall_combine_finish(const struct pass *pass, const struct dispatched *plan,
-                                    struct tensor *y, struct dispatch_flight *flight)
+                                    struct tensor *y, const struct tensor *residual,
+                                    struct dispatch_flight *flight)
 {
-    sum_rows(pass, plan, y, &flight->rows);
+    sum_rows(pass, plan, y, residual, &flight->rows);
     arena_release(pass->scratch, flight->mark);
 }
 
@@ -157,8 +194,8 @@ static void alltoall_dispatch_backward_start(const struct pass *pass, const stru
     const struct tensor d_prob = column(d_row_prob);
 
     flight->mark = arena_mark(pass->scratch);
-    flight->probs = trip_home_start(pass, plan, &d_prob);
     flight->rows = trip_home_start(pass, plan, d_rows);
+    flight->probs = trip_home_start(pass, plan, &d_prob);
 }
 
 static void alltoall_dispatch_backward_finish(const struct pass *pass,
@@ -168,7 +205,7 @@ static void alltoall_dispatch_backward_finish(const struct pass *pass,
 {
     struct tensor d_prob;
 
-    sum_rows(pass, plan, d_x, &flight->rows);
+    sum_rows(pass, plan, d_x, NULL, &flight->rows);
     comm_wait(flight->probs.handle, pass->stream);
     d_prob = tensor_view(&flight->probs.to, flight->probs.to.dim[0]);
     op_slot_gather(

@@ -122,7 +122,7 @@ static struct tensor sum_parts(const struct pass *pass, const struct dispatched 
 }
 
 static void tokens_home(const struct pass *pass, const struct dispatched *plan, struct tensor *y,
-                        const struct tensor *rows)
+                        const struct tensor *rows, const struct tensor *residual)
 {
     const struct arena_mark mark = arena_mark(pass->scratch);
     const struct tensor received = sum_parts(pass, plan, rows);
@@ -132,12 +132,17 @@ static void tokens_home(const struct pass *pass, const struct dispatched *plan, 
 
     comm_wait(dispatch_rows_home(pass, plan, &sent, &received), pass->stream);
     if (num_parts(pass) == 1) {
-        op_row_sum(pass->stream, &(struct row_sum){.y = y, .rows = &sent, .row_of = &plan->row_of});
+        op_row_sum(pass->stream,
+                   &(struct row_sum){
+                       .y = y, .rows = &sent, .row_of = &plan->row_of, .residual = residual});
     } else {
         features = tensor_new(pass->scratch, y->dtype, plan->row_of.dim[0], width);
         op_row_sum(pass->stream,
                    &(struct row_sum){.y = &features, .rows = &sent, .row_of = &plan->row_of});
         features_to_tokens(pass, y, &features);
+        if (residual != NULL) {
+            op_add(pass->stream, &(struct add){.y = y, .u = y, .v = residual});
+        }
     }
     arena_release(pass->scratch, mark);
 }
@@ -208,11 +213,14 @@ static void seq_dispatch_start(const struct pass *pass, const struct dispatch_in
                                        .num_experts = input->num_experts,
                                        .limit = input->limit,
                                        .padded_capacity = input->padded_capacity * num_parts(pass)};
+    struct dispatch_counting counting;
     struct tensor prob;
 
     CHECK(input->x->dim[1] % num_parts(pass) == 0, "%lld features on %d ranks",
           (long long)input->x->dim[1], num_parts(pass));
-    prob = dispatch_plan_make(pass, &layout, ep, &all, out);
+    dispatch_count_start(pass, &layout, ep, &all, out, &counting);
+    prob = dispatch_count_finish(pass, &all, out, &counting);
+    dispatch_order_rows(pass, out, &counting);
     plan_parts(pass, out);
     out->row_prob = probs_out(pass, out, &prob);
     out->x = tokens_out(pass, out, pass->saved, input->x);
@@ -228,13 +236,14 @@ static void seq_dispatch_finish(const struct pass *pass, struct dispatched *out,
 
 static void seq_combine_start(const struct pass *pass, const struct dispatched *plan,
                               struct tensor *y, const struct tensor *rows,
-                              struct dispatch_flight *flight)
+                              const struct tensor *residual, struct dispatch_flight *flight)
 {
-    tokens_home(pass, plan, y, rows);
+    tokens_home(pass, plan, y, rows, residual);
 }
 
 static void seq_combine_finish(const struct pass *pass, const struct dispatched *plan,
-                               struct tensor *y, struct dispatch_flight *flight)
+                               struct tensor *y, const struct tensor *residual,
+                               struct dispatch_flight *flight)
 {
 }
 
@@ -277,7 +286,7 @@ static void seq_dispatch_backward_start(const struct pass *pass, const struct di
 {
     const struct arena_mark mark = arena_mark(pass->scratch);
 
-    tokens_home(pass, plan, d_x, d_rows);
+    tokens_home(pass, plan, d_x, d_rows, NULL);
     probs_home(pass, plan, d_probs, d_row_prob);
     arena_release(pass->scratch, mark);
 }

@@ -30,13 +30,16 @@ static void local_dispatch_finish(const struct pass *pass, struct dispatched *ou
 
 static void local_combine_start(const struct pass *pass, const struct dispatched *plan,
                                 struct tensor *y, const struct tensor *rows,
-                                struct dispatch_flight *flight)
+                                const struct tensor *residual, struct dispatch_flight *flight)
 {
-    op_row_sum(pass->stream, &(struct row_sum){.y = y, .rows = rows, .row_of = &plan->row_of});
+    op_row_sum(
+        pass->stream,
+        &(struct row_sum){.y = y, .rows = rows, .row_of = &plan->row_of, .residual = residual});
 }
 
 static void local_combine_finish(const struct pass *pass, const struct dispatched *plan,
-                                 struct tensor *y, struct dispatch_flight *flight)
+                                 struct tensor *y, const struct tensor *residual,
+                                 struct dispatch_flight *flight)
 {
 }
 

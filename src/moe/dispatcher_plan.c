@@ -109,7 +109,8 @@ struct tensor dispatch_index(const struct pass *pass, struct arena *arena, const
 {
     struct tensor tensor = tensor_new(arena, DTYPE_I32, n);
 
-    stream_copy_from_host(pass->stream, tensor.data, index, tensor_size_bytes(&tensor));
+    /* With padding every step has the same; without it the host waits, which no graph can. */
+    stream_copy_constant(pass->stream, tensor.data, index, tensor_size_bytes(&tensor));
     return tensor;
 }
 
@@ -184,17 +185,14 @@ static void measured_counts(const struct pass *pass, const struct dispatch_layou
     }
 }
 
-static void own_counts(const struct pass *pass, const struct tensor *offsets, int32_t *counts)
+/* all [ranks,E]: the ends of the experts' rows, of each rank. */
+static void counts_from_ends(int32_t *all, int num_ranks, int num_experts)
 {
-    const int64_t num_experts = offsets->dim[0] - 1;
-    int32_t *host = host_array(num_experts + 1);
-
-    stream_wait(pass->stream);
-    stream_copy_to_host(pass->stream, host, offsets->data, tensor_size_bytes(offsets));
-    for (int64_t e = 0; e < num_experts; e++) {
-        counts[e] = host[e + 1] - host[e];
+    for (int r = 0; r < num_ranks; r++) {
+        for (int e = num_experts - 1; e > 0; e--) {
+            all[r * num_experts + e] -= all[r * num_experts + e - 1];
+        }
     }
-    free(host);
 }
 
 /* Ranks that do not exist send this one's experts what it sends to theirs: as much arrives as
@@ -216,87 +214,102 @@ static void mirror_counts(const struct dispatch_layout *layout, int32_t *counts)
     free(own);
 }
 
-/* All ranks' counts; with padding they are known: nothing is exchanged. */
-static int32_t *all_counts(const struct pass *pass, const struct dispatch_layout *layout,
-                           struct comm *comm, int64_t padded_capacity, const struct tensor *offsets,
-                           int64_t num_slots)
+/* With padding, and where nothing is counted, all ranks' counts are known. */
+static bool counts_are_known(const struct pass *pass, const struct dispatch_input *input)
 {
-    const struct arena_mark mark = arena_mark(pass->scratch);
-    const bool is_measured = pass->stream->device->kind == DEVICE_NULL;
-    const int64_t num_experts = layout->num_experts;
-    int32_t *counts = host_array(comm->size * num_experts);
-    struct tensor own, all;
-
-    if (padded_capacity > 0) {
-        for (int64_t e = 0; e < num_experts; e++) {
-            counts[e] = (int32_t)padded_capacity;
-        }
-    } else if (is_measured) {
-        measured_counts(pass, layout, num_slots, counts);
-    } else {
-        own_counts(pass, offsets, counts);
-    }
-    if (padded_capacity > 0 || is_measured) {
-        for (int64_t i = num_experts; i < comm->size * num_experts; i++) {
-            counts[i] = counts[i % num_experts];
-        }
-        return counts;
-    }
-    own = dispatch_index(pass, pass->scratch, counts, num_experts);
-    all = tensor_new(pass->scratch, DTYPE_I32, comm->size * num_experts);
-    comm_wait(comm_all_gather(comm, pass->stream, &all, &own), pass->stream);
-    stream_wait(pass->stream);
-    stream_copy_to_host(pass->stream, counts, all.data, tensor_size_bytes(&all));
-    if (comm_is_emulated(comm)) {
-        mirror_counts(layout, counts);
-    }
-    arena_release(pass->scratch, mark);
-    return counts;
+    return input->padded_capacity > 0 || pass->stream->device->kind == DEVICE_NULL;
 }
 
-/* even_rows: what even routing would bring. */
-static void make_order(const struct pass *pass, const struct dispatch_layout *layout,
-                       const int32_t *counts, const struct row_limit *limit, int64_t even_rows,
-                       struct dispatched *plan)
+void dispatch_count_start(const struct pass *pass, const struct dispatch_layout *layout,
+                          struct comm *comm, const struct dispatch_input *input,
+                          struct dispatched *plan, struct dispatch_counting *counting)
 {
-    const int num_local = dispatch_num_local(layout);
-    int32_t *offsets = host_array(num_local + 1), *arrival, *row_at;
-
-    dispatch_plan_exchange(layout, counts, &plan->exchange, offsets);
-    if (limit != NULL) {
-        row_limit_check(limit, pass->dtype, even_rows, layout->ep_rank * num_local, num_local,
-                        offsets);
-    }
-    plan->num_rows = plan->exchange.num_rows;
-    arrival = host_array(plan->num_rows);
-    row_at = host_array(plan->num_rows);
-    dispatch_plan_order(layout, counts, offsets, arrival, row_at);
-    plan->offsets = dispatch_index(pass, pass->saved, offsets, num_local + 1);
-    plan->arrival = dispatch_index(pass, pass->saved, arrival, plan->num_rows);
-    plan->row_at = dispatch_index(pass, pass->saved, row_at, plan->num_rows);
-    free(offsets);
-    free(arrival);
-    free(row_at);
-}
-
-struct tensor dispatch_plan_make(const struct pass *pass, const struct dispatch_layout *layout,
-                                 struct comm *comm, const struct dispatch_input *input,
-                                 struct dispatched *plan)
-{
-    struct tensor prob, offsets;
-    int32_t *counts;
+    struct tensor ends;
 
     CHECK(layout->num_experts % layout->ep == 0, "%d experts on %d ranks", layout->num_experts,
           layout->ep);
     CHECK(layout->ep <= DISPATCH_RANKS_MAX && layout->etp <= DISPATCH_RANKS_MAX,
           "expert-parallel groups of %d and %d ranks; at most %d are supported", layout->ep,
           layout->etp, DISPATCH_RANKS_MAX);
-    permute(pass, input, plan, &prob, &offsets);
-    counts = all_counts(pass, layout, comm, input->padded_capacity, &offsets, prob.dim[0]);
-    make_order(pass, layout, counts, input->limit, prob.dim[0] * layout->etp, plan);
-    free(counts);
+    *counting = (struct dispatch_counting){.layout = *layout, .comm = comm};
+    permute(pass, input, plan, &counting->prob, &counting->offsets);
+    if (!counts_are_known(pass, input)) {
+        ends = tensor_rows(&counting->offsets, 1, layout->num_experts);
+        counting->all =
+            tensor_new(pass->scratch, DTYPE_I32, (int64_t)comm->size * layout->num_experts);
+        counting->handle = comm_all_gather(comm, pass->stream, &counting->all, &ends);
+    }
+}
+
+static void known_counts(const struct pass *pass, const struct dispatch_input *input,
+                         struct dispatch_counting *counting)
+{
+    const int num_experts = counting->layout.num_experts;
+    int32_t *counts = counting->counts;
+
+    if (input->padded_capacity > 0) {
+        for (int e = 0; e < num_experts; e++) {
+            counts[e] = (int32_t)input->padded_capacity;
+        }
+    } else {
+        measured_counts(pass, &counting->layout, counting->prob.dim[0], counts);
+    }
+    for (int64_t i = num_experts; i < (int64_t)counting->comm->size * num_experts; i++) {
+        counts[i] = counts[i % num_experts];
+    }
+}
+
+/* The one wait of the host: memory and messages depend on how many rows come. */
+static void read_counts(const struct pass *pass, struct dispatch_counting *counting)
+{
+    comm_wait(counting->handle, pass->stream);
+    stream_copy_to_host(pass->stream, counting->counts, counting->all.data,
+                        tensor_size_bytes(&counting->all));
+    counts_from_ends(counting->counts, counting->comm->size, counting->layout.num_experts);
+    if (comm_is_emulated(counting->comm)) {
+        mirror_counts(&counting->layout, counting->counts);
+    }
+}
+
+struct tensor dispatch_count_finish(const struct pass *pass, const struct dispatch_input *input,
+                                    struct dispatched *plan, struct dispatch_counting *counting)
+{
+    const struct dispatch_layout *layout = &counting->layout;
+    const int num_local = dispatch_num_local(layout);
+    const int64_t num_slots = counting->prob.dim[0]; /* with even routing, rows as well */
+
+    counting->counts = host_array((int64_t)counting->comm->size * layout->num_experts);
+    counting->local_offsets = host_array(num_local + 1);
+    if (counts_are_known(pass, input)) {
+        known_counts(pass, input, counting);
+    } else {
+        read_counts(pass, counting);
+    }
+    dispatch_plan_exchange(layout, counting->counts, &plan->exchange, counting->local_offsets);
+    if (input->limit != NULL) {
+        row_limit_check(input->limit, pass->dtype, num_slots * layout->etp,
+                        layout->ep_rank * num_local, num_local, counting->local_offsets);
+    }
+    plan->num_rows = plan->exchange.num_rows;
     plan->send_token = tensor_rows(&plan->send_token, 0, plan->exchange.num_sent);
-    return tensor_rows(&prob, 0, plan->exchange.num_sent);
+    return tensor_rows(&counting->prob, 0, plan->exchange.num_sent);
+}
+
+void dispatch_order_rows(const struct pass *pass, struct dispatched *plan,
+                         struct dispatch_counting *counting)
+{
+    const struct dispatch_layout *layout = &counting->layout;
+    int32_t *arrival = host_array(plan->num_rows), *row_at = host_array(plan->num_rows);
+
+    dispatch_plan_order(layout, counting->counts, counting->local_offsets, arrival, row_at);
+    plan->offsets =
+        dispatch_index(pass, pass->saved, counting->local_offsets, dispatch_num_local(layout) + 1);
+    plan->arrival = dispatch_index(pass, pass->saved, arrival, plan->num_rows);
+    plan->row_at = dispatch_index(pass, pass->saved, row_at, plan->num_rows);
+    free(arrival);
+    free(row_at);
+    free(counting->local_offsets);
+    free(counting->counts);
 }
 
 struct comm_handle dispatch_rows_out(const struct pass *pass, const struct dispatched *plan,

@@ -30,12 +30,30 @@ int64_t dispatch_measured_rows(const struct pass *pass, int64_t num_slots);
 
 /* The steps that alltoall and alltoall_seq share. */
 
-/* Permutes this rank's slots by expert, exchanges the counts over comm (the ranks of the layout)
- * and fills in the plan: row_of, send_token, exchange, offsets, arrival, row_at, num_rows. Returns
- * the probabilities of the rows to send [num_sent], in scratch. */
-struct tensor dispatch_plan_make(const struct pass *pass, const struct dispatch_layout *layout,
-                                 struct comm *comm, const struct dispatch_input *input,
-                                 struct dispatched *plan);
+/* How many rows go where, on its way between the ranks. */
+struct dispatch_counting {
+    struct dispatch_layout layout;
+    struct comm *comm;         /* the ranks of the layout */
+    struct tensor prob;        /* [T*K] f32 of all slots by expert, in scratch */
+    struct tensor offsets;     /* [E+1] I32 of the slots by expert, in scratch */
+    struct tensor all;         /* [ranks,E] I32: each rank's offsets but the first */
+    struct comm_handle handle; /* of all */
+    int32_t *counts;           /* [ranks,E] */
+    int32_t *local_offsets;    /* [local experts + 1] */
+};
+
+/* Permutes this rank's slots by expert and sends their numbers off. Of the plan, row_of and
+ * send_token, with room for all slots, are there. */
+void dispatch_count_start(const struct pass *pass, const struct dispatch_layout *layout,
+                          struct comm *comm, const struct dispatch_input *input,
+                          struct dispatched *plan, struct dispatch_counting *counting);
+/* The host waits for all ranks' numbers: exchange and num_rows are there, and send_token is cut to
+ * what is sent. Returns the probabilities of the rows to send [num_sent], in scratch. */
+struct tensor dispatch_count_finish(const struct pass *pass, const struct dispatch_input *input,
+                                    struct dispatched *plan, struct dispatch_counting *counting);
+/* The rest of the plan: offsets, arrival, row_at. Frees what the host had counted. */
+void dispatch_order_rows(const struct pass *pass, struct dispatched *plan,
+                         struct dispatch_counting *counting);
 /* received [num_received,W] from the EP ranks' sent [num_sent,W], and the way back; complete after
  * the wait. */
 struct comm_handle dispatch_rows_out(const struct pass *pass, const struct dispatched *plan,

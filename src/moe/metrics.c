@@ -19,7 +19,6 @@ void moe_metrics_init(struct moe_metrics *metrics, struct stream *stream, struct
 {
     metrics->num_layers = num_layers;
     metrics->all = tensor_new(arena, DTYPE_F32, NUM_MOE_METRICS, num_layers);
-    metrics->used_anywhere = tensor_new(arena, DTYPE_I32, NUM_MOE_METRICS);
     for (int m = 0; m < NUM_MOE_METRICS; m++) {
         metrics->sums[m] = tensor_rows(&metrics->all, m, 1);
         metrics->sums[m] = tensor_view(&metrics->sums[m], num_layers);
@@ -47,23 +46,6 @@ void moe_metrics_clear(struct moe_metrics *metrics, struct stream *stream)
     op_fill_zero(stream, &metrics->all);
 }
 
-/* A stage without experts learns that others have them. */
-static void reduce_used(struct moe_metrics *metrics, struct stream *stream, struct comm *world)
-{
-    int32_t used[NUM_MOE_METRICS] = {0};
-
-    for (int m = 0; m < NUM_MOE_METRICS; m++) {
-        used[m] = metrics->used[m];
-    }
-    stream_copy_from_host(stream, metrics->used_anywhere.data, used, sizeof used);
-    comm_wait(comm_all_reduce(world, stream, &metrics->used_anywhere, COMM_MAX), stream);
-    stream_wait(stream);
-    stream_copy_to_host(stream, used, metrics->used_anywhere.data, sizeof used);
-    for (int m = 0; m < NUM_MOE_METRICS; m++) {
-        metrics->used[m] = used[m] != 0;
-    }
-}
-
 /* The ranks of tp_cp have parts of a balancing loss (M1.7), but each its own mean of the z-loss. */
 static float share_of_rank(const struct groups *groups, enum moe_metric metric)
 {
@@ -78,7 +60,6 @@ void moe_metrics_reduce(struct moe_metrics *metrics, struct stream *stream,
     if (groups->world->size == 1) {
         return;
     }
-    reduce_used(metrics, stream, groups->world);
     comm_wait(comm_all_reduce(groups->world, stream, &metrics->all, COMM_SUM), stream);
     for (int m = 0; m < NUM_MOE_METRICS; m++) {
         op_linear_combination(

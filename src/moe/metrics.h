@@ -19,8 +19,7 @@ enum moe_metric {
 struct moe_metrics {
     struct tensor all;                   /* [NUM_MOE_METRICS, num_layers] f32 on the device */
     struct tensor sums[NUM_MOE_METRICS]; /* [num_layers] each, in all */
-    struct tensor used_anywhere;         /* [NUM_MOE_METRICS] I32, for the reduction */
-    bool used[NUM_MOE_METRICS];
+    bool used[NUM_MOE_METRICS];          /* by a layer of this rank */
     int num_layers; /* of the whole model: a pipeline stage fills the slots of its own layers */
 };
 
@@ -32,9 +31,10 @@ void moe_metrics_init(struct moe_metrics *metrics, struct stream *stream, struct
 void moe_metrics_add(struct moe_metrics *metrics, struct stream *stream, enum moe_metric metric,
                      int layer, const struct tensor *value);
 void moe_metrics_clear(struct moe_metrics *metrics, struct stream *stream);
-/* Makes the sums (and used) of all ranks those that one process would have: over the layers of all
- * stages and the tokens of a microbatch; the mean over data-parallel ranks. All ranks call it,
- * layers or not, before `all` is read and cleared. */
+/* Makes the sums of all ranks those that one process would have: over the layers of all stages and
+ * the tokens of a microbatch; the mean over data-parallel ranks. All ranks call it, layers or not,
+ * before `all` is read and cleared. Which metrics are used is not asked here: it would take the
+ * host's time. */
 void moe_metrics_reduce(struct moe_metrics *metrics, struct stream *stream,
                         const struct groups *groups);
 

@@ -52,10 +52,10 @@ static struct dispatch_input dispatch_input(const struct moe_layer *moe, const s
     };
 }
 
-/* y = the routed experts' output. With steps, the shared expert's come between. */
+/* y = the routed experts' output (+ residual). With steps, the shared expert's come between. */
 static void routed_forward(struct moe_layer *moe, const struct pass *pass, struct tensor *y,
-                           const struct tensor *x, struct moe_saved *saved, struct tensor *shared,
-                           struct mlp_steps *steps)
+                           const struct tensor *x, const struct tensor *residual,
+                           struct moe_saved *saved, struct tensor *shared, struct mlp_steps *steps)
 {
     const struct arena_mark mark = arena_mark(pass->scratch);
     const struct dispatcher *dispatcher = moe->dispatcher;
@@ -72,16 +72,17 @@ static void routed_forward(struct moe_layer *moe, const struct pass *pass, struc
     dispatcher->dispatch_finish(pass, &saved->rows, &flight);
     y_rows = tensor_new(pass->scratch, pass->dtype, saved->rows.num_rows, x->dim[1]);
     experts_layer_forward(&moe->experts, pass, &y_rows, &saved->rows, &saved->experts);
-    dispatcher->combine_start(pass, &saved->rows, y, &y_rows, &flight);
+    dispatcher->combine_start(pass, &saved->rows, y, &y_rows, residual, &flight);
     if (steps != NULL) {
         mlp_forward_fc2(&moe->shared_expert, pass, shared, &saved->shared_expert, steps);
     }
-    dispatcher->combine_finish(pass, &saved->rows, y, &flight);
+    dispatcher->combine_finish(pass, &saved->rows, y, residual, &flight);
     arena_release(pass->scratch, mark);
 }
 
 static void forward_and_save(struct moe_layer *moe, const struct pass *pass, struct tensor *y,
-                             const struct tensor *x, struct moe_saved *saved)
+                             const struct tensor *x, const struct tensor *residual,
+                             struct moe_saved *saved)
 {
     const struct arena_mark mark = arena_mark(pass->scratch);
     const bool overlap = moe->shared_expert_overlap;
@@ -90,14 +91,14 @@ static void forward_and_save(struct moe_layer *moe, const struct pass *pass, str
 
     saved->x = *x;
     if (!moe->has_shared_expert) {
-        routed_forward(moe, pass, y, x, saved, NULL, NULL);
+        routed_forward(moe, pass, y, x, residual, saved, NULL, NULL);
         return;
     }
     shared = tensor_new(pass->scratch, pass->dtype, x->dim[0], x->dim[1]);
     if (overlap) {
         mlp_forward_enter(&moe->shared_expert, pass, x, &saved->shared_expert, &steps);
     }
-    routed_forward(moe, pass, y, x, saved, &shared, overlap ? &steps : NULL);
+    routed_forward(moe, pass, y, x, residual, saved, &shared, overlap ? &steps : NULL);
     if (overlap) {
         mlp_leave(pass, &steps);
     } else {
@@ -108,11 +109,12 @@ static void forward_and_save(struct moe_layer *moe, const struct pass *pass, str
 }
 
 void moe_layer_forward(struct moe_layer *moe, const struct pass *pass, struct tensor *y,
-                       const struct tensor *x, struct moe_saved *saved)
+                       const struct tensor *x, const struct tensor *residual,
+                       struct moe_saved *saved)
 {
     const struct arena_mark mark = arena_mark(pass->saved);
 
-    forward_and_save(moe, pass, y, x, saved);
+    forward_and_save(moe, pass, y, x, residual, saved);
     if (moe->recompute) {
         arena_release(pass->saved, mark);
     }
@@ -192,7 +194,7 @@ void moe_layer_backward(struct moe_layer *moe, const struct pass *pass, struct t
     scratch_mark = arena_mark(pass->scratch);
     again.recompute = true;
     y = tensor_new(pass->scratch, pass->dtype, d_y->dim[0], d_y->dim[1]);
-    forward_and_save(moe, &again, &y, &saved->x, &recomputed);
+    forward_and_save(moe, &again, &y, &saved->x, NULL, &recomputed);
     arena_release(pass->scratch, scratch_mark);
     backward_of_saved(moe, pass, d_x, d_y, &recomputed);
     arena_release(pass->saved, saved_mark);

@@ -48,8 +48,10 @@ struct moe_saved {
 void moe_layer_init(struct moe_layer *moe, struct param_list *params, const struct groups *groups,
                     const struct moe_layer_config *config);
 void moe_layer_allocate(struct moe_layer *moe, struct stream *stream, struct arena *run);
+/* y = moe(x), + residual unless NULL. */
 void moe_layer_forward(struct moe_layer *moe, const struct pass *pass, struct tensor *y,
-                       const struct tensor *x, struct moe_saved *saved);
+                       const struct tensor *x, const struct tensor *residual,
+                       struct moe_saved *saved);
 void moe_layer_backward(struct moe_layer *moe, const struct pass *pass, struct tensor *d_x,
                         const struct tensor *d_y, const struct moe_saved *saved);
 

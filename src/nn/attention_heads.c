@@ -26,7 +26,7 @@ static struct tensor head_order(const struct pass *pass, int64_t num_tokens, boo
             host[by_rank ? with_rank : with_token] = (int32_t)(by_rank ? with_token : with_rank);
         }
     }
-    stream_copy_from_host(pass->stream, index.data, host, tensor_size_bytes(&index));
+    stream_copy_constant(pass->stream, index.data, host, tensor_size_bytes(&index));
     free(host);
     return index;
 }

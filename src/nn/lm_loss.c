@@ -60,11 +60,18 @@ static void combine_over_tp(const struct pass *pass, struct lm_loss_saved *saved
     comm_wait(comm_all_reduce(tp, pass->stream, target, COMM_SUM), pass->stream);
 }
 
+/* A backward will follow, and needs nothing of other ranks: the logits are read once for both. */
+static bool gradient_comes_early(const struct pass *pass)
+{
+    return pass->training && pass->groups->tp->size == 1;
+}
+
 void lm_loss_forward(const struct lm_loss *head, const struct pass *pass, struct tensor *loss,
                      const struct tensor *x, struct lm_loss_saved *saved)
 {
     const struct arena_mark mark = arena_mark(pass->scratch);
     const int64_t num_tokens = loss->dim[0]; /* all of them, also under sequence parallelism */
+    const bool early = gradient_comes_early(pass);
     struct tensor target = tensor_new(pass->scratch, DTYPE_F32, num_tokens);
 
     saved->x = *x;
@@ -76,6 +83,8 @@ void lm_loss_forward(const struct lm_loss *head, const struct pass *pass, struct
                              &(struct cross_entropy){.max = &saved->max,
                                                      .sum_exp = &saved->sum_exp,
                                                      .target = &target,
+                                                     .d_logits = early ? &saved->logits : NULL,
+                                                     .d_loss = early ? &pass->loss_weight : NULL,
                                                      .logits = &saved->logits,
                                                      .label = &pass->label,
                                                      .vocab_start = head->weight->box.offset[0]});
@@ -93,13 +102,15 @@ void lm_loss_backward(const struct lm_loss *head, const struct pass *pass, struc
     const struct arena_mark mark = arena_mark(pass->scratch);
     struct tensor all, partial;
 
-    op_cross_entropy_backward(
-        pass->stream, &(struct cross_entropy_backward){.logits = &saved->logits,
-                                                       .max = &saved->max,
-                                                       .sum_exp = &saved->sum_exp,
-                                                       .label = &pass->label,
-                                                       .d_loss = &pass->loss_weight,
-                                                       .vocab_start = head->weight->box.offset[0]});
+    if (!gradient_comes_early(pass)) {
+        op_cross_entropy_backward(pass->stream, &(struct cross_entropy_backward){
+                                                    .logits = &saved->logits,
+                                                    .max = &saved->max,
+                                                    .sum_exp = &saved->sum_exp,
+                                                    .label = &pass->label,
+                                                    .d_loss = &pass->loss_weight,
+                                                    .vocab_start = head->weight->box.offset[0]});
+    }
     all = tp_region_gather(pass->groups, pass->stream, pass->scratch, &saved->x);
     partial = tp_region_partial(pass->groups, pass->scratch, d_x);
     op_matmul(pass->stream,

@@ -21,7 +21,7 @@ struct lm_loss {
 
 struct lm_loss_saved {
     struct tensor x;      /* the caller's, [T,H] */
-    struct tensor logits; /* [T,V] act; backward turns them into their gradient */
+    struct tensor logits; /* [T,V] act, from the forward on or by the backward their gradient */
     struct tensor max, sum_exp;
 };
 

@@ -1,32 +1,56 @@
 /* The gradient of a bias, and the second level of all sums over rows. */
 #include "ops/column_sums_cuda.cuh"
 
-enum { COLUMNS = 32, GROUPS = 32, ROWS_MIN = 64, PARTS_MAX = 256, BLOCK = 256 };
+enum { COLUMNS = 32, GROUPS = 16, ROWS_MIN = 64, PARTS_MAX = 256, BLOCK = 256 };
 
-/* A block sums 32 columns: 32 groups of parts side by side, then the groups. */
-__global__ void column_sums_kernel(float *sum, const float *partial, int64_t num_parts,
-                                   int64_t stride, int64_t n)
+/* Partial sums of a thread that are on their way at a time. */
+enum { PARTS_AT_ONCE = 9 };
+
+/* Registers of a thread that leave this kernel's blocks room beside two of RMSNorm's backward. */
+enum { SUMS_BLOCKS_A_MULTIPROCESSOR = 4 };
+
+/* A block sums 32 columns: 16 groups of parts side by side, then the groups. */
+__global__ void __launch_bounds__(COLUMNS *GROUPS, SUMS_BLOCKS_A_MULTIPROCESSOR)
+    column_sums_kernel(float *sum, const float *partial, int num_parts, int64_t stride, int64_t n)
 {
     __shared__ float sums[GROUPS][COLUMNS + 1];
-    const int64_t column = (int64_t)blockIdx.x * COLUMNS + threadIdx.x;
+    const int64_t first_column = (int64_t)blockIdx.x * COLUMNS;
+    const int64_t column = first_column + threadIdx.x;
+    const int half_warp = threadIdx.x / GROUPS, c = threadIdx.y * 2 + half_warp;
     float mine = 0.0f;
 
-    for (int64_t part = threadIdx.y; part < num_parts && column < n; part += GROUPS) {
-        mine += partial[part * stride + column];
+    early_join();
+    for (int first = threadIdx.y; first < num_parts; first += PARTS_AT_ONCE * GROUPS) {
+        const float *from = partial + first * stride + column;
+        float x[PARTS_AT_ONCE];
+
+#pragma unroll
+        for (int i = 0; i < PARTS_AT_ONCE; i++) {
+            x[i] = first + i * GROUPS < num_parts && column < n ? *from : 0.0f;
+            from += GROUPS * stride;
+        }
+#pragma unroll
+        for (int i = 0; i < PARTS_AT_ONCE; i++) {
+            mine += x[i];
+        }
     }
     sums[threadIdx.y][threadIdx.x] = mine;
     __syncthreads();
-    mine = warp_sum(sums[threadIdx.x][threadIdx.y]); /* this warp's column is threadIdx.y now */
-    if (threadIdx.x == 0 && (int64_t)blockIdx.x * COLUMNS + threadIdx.y < n) {
-        sum[(int64_t)blockIdx.x * COLUMNS + threadIdx.y] += mine;
+    mine = sums[threadIdx.x % GROUPS][c]; /* half a warp takes a column now */
+#pragma unroll
+    for (int distance = GROUPS / 2; distance > 0; distance /= 2) {
+        mine += __shfl_xor_sync(0xffffffffu, mine, distance);
+    }
+    if (threadIdx.x % GROUPS == 0 && first_column + c < n) {
+        sum[first_column + c] += mine;
     }
 }
 
 void column_sums_add(struct stream *stream, float *sum, const float *partial, int64_t num_parts,
                      int64_t stride, int64_t n)
 {
-    LAUNCH(stream, column_sums_kernel, num_parts > 0 ? ceil_div(n, COLUMNS) : 0,
-           dim3(COLUMNS, GROUPS), 0, sum, partial, num_parts, stride, n);
+    LAUNCH_EARLY(stream, column_sums_kernel, num_parts > 0 ? ceil_div(n, COLUMNS) : 0,
+                 dim3(COLUMNS, GROUPS), 0, sum, partial, (int)num_parts, stride, n);
 }
 
 /* partial[part, n] = sums over the rows of part. */

@@ -45,6 +45,30 @@ static void row_statistics(const struct tensor *logits, int64_t row, float *max_
     *sum_of_row = sum;
 }
 
+/* A row of d_logits, which may be the logits, from its statistics. */
+static void gradient_row(struct tensor *d_logits, const struct tensor *logits, int64_t row,
+                         int64_t column, float max, float sum_exp, float d_loss)
+{
+    const int64_t v = logits->dim[1];
+    const float scale = d_loss / sum_exp;
+    float buffer[OPS_BLOCK];
+
+    for (int64_t first = 0; first < v; first += OPS_BLOCK) {
+        const int64_t n = v - first < OPS_BLOCK ? v - first : OPS_BLOCK;
+        const float *x = floats_get(logits, row * v + first, n, buffer);
+        float *d_x = floats_place(d_logits, row * v + first, buffer);
+
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) {
+            d_x[i] = fast_exp(x[i] - max) * scale;
+        }
+        if (column >= first && column < first + n) {
+            d_x[column - first] -= d_loss;
+        }
+        floats_put(d_logits, row * v + first, n, d_x);
+    }
+}
+
 void cross_entropy_forward_cpu(struct stream *stream, const struct cross_entropy *a)
 {
     const int64_t num_tokens = a->logits->dim[0], v = a->logits->dim[1];
@@ -58,40 +82,22 @@ void cross_entropy_forward_cpu(struct stream *stream, const struct cross_entropy
 
         row_statistics(a->logits, token, &max[token], &sum_exp[token]);
         target[token] = mine ? float_get(a->logits, token * v + column) : 0.0f;
-    }
-}
-
-static void backward_row(const struct cross_entropy_backward *a, int64_t row)
-{
-    const int64_t v = a->logits->dim[1];
-    const int64_t column = ((const int32_t *)a->label->data)[row] - a->vocab_start;
-    const float max = ((const float *)a->max->data)[row];
-    const float d_loss = ((const float *)a->d_loss->data)[row];
-    const float scale = d_loss / ((const float *)a->sum_exp->data)[row];
-    float buffer[OPS_BLOCK];
-
-    for (int64_t first = 0; first < v; first += OPS_BLOCK) {
-        const int64_t n = v - first < OPS_BLOCK ? v - first : OPS_BLOCK;
-        const float *x = floats_get(a->logits, row * v + first, n, buffer);
-        float *d_x = floats_place(a->logits, row * v + first, buffer);
-
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) {
-            d_x[i] = fast_exp(x[i] - max) * scale;
+        if (a->d_logits != NULL) {
+            gradient_row(a->d_logits, a->logits, token, column, max[token], sum_exp[token],
+                         ((const float *)a->d_loss->data)[token]);
         }
-        if (column >= first && column < first + n) {
-            d_x[column - first] -= d_loss;
-        }
-        floats_put(a->logits, row * v + first, n, d_x);
     }
 }
 
 void cross_entropy_backward_cpu(struct stream *stream, const struct cross_entropy_backward *a)
 {
     const int64_t num_tokens = a->logits->dim[0];
+    const float *max = a->max->data, *sum_exp = a->sum_exp->data, *d_loss = a->d_loss->data;
+    const int32_t *label = a->label->data;
 
 #pragma omp parallel for schedule(static) if (num_tokens * a->logits->dim[1] >= OPS_PARALLEL_MIN)
     for (int64_t token = 0; token < num_tokens; token++) {
-        backward_row(a, token);
+        gradient_row(a->logits, a->logits, token, label[token] - a->vocab_start, max[token],
+                     sum_exp[token], d_loss[token]);
     }
 }

@@ -59,6 +59,7 @@ __global__ void add_kernel(T *y, const T *u, const T *v, int64_t num_packs)
     const int64_t i = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * N;
     float left[N], right[N];
 
+    early_join();
     if (i >= num_packs * N) {
         return;
     }
@@ -76,8 +77,8 @@ extern "C" void add_cuda(struct stream *stream, const struct add *a)
     const int64_t n = tensor_num_elements(a->y);
 
     WITH_PACK(a->y->dtype, packable(n, {a->y, a->u, a->v}), {
-        LAUNCH(stream, (add_kernel<N, T>), ceil_div(n / N, BLOCK), BLOCK, 0, data_of<T>(a->y),
-               data_of<T>(a->u), data_of<T>(a->v), n / N);
+        LAUNCH_EARLY(stream, (add_kernel<N, T>), ceil_div(n / N, BLOCK), BLOCK, 0, data_of<T>(a->y),
+                     data_of<T>(a->u), data_of<T>(a->v), n / N);
     });
 }
 

@@ -271,13 +271,14 @@ __device__ inline void finish_rows(const struct finisher<T::num_finishers> &me, 
 
 /* The halves of the block's tiles, in order. */
 template <class T>
-__device__ inline void finish(const struct halves<T> &halves, struct block_tiles tiles,
+__device__ inline void finish(const struct halves<T> &halves, struct block_tiles<T::shares> tiles,
                               const struct rows_maps &maps, const struct rows_args &args)
 {
     const struct finisher<T::num_finishers> me;
     struct tile tile;
+    int parity = 0;
 
-    for (int parity = 0; tiles.take(&tile); parity ^= 1) {
+    while (tiles.take(&tile, T::only_stores)) {
         for (int i = 0; i < 2; i++) {
             const struct half_tile half(tile, i, T::width);
 
@@ -301,6 +302,7 @@ __device__ inline void finish(const struct halves<T> &halves, struct block_tiles
                 barrier_arrive(&halves.free[i]);
             }
         }
+        parity ^= 1;
     }
 }
 

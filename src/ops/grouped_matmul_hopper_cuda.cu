@@ -50,17 +50,23 @@ __device__ inline int num_blocks_k(const struct rows_args &args)
 }
 
 template <class T>
-__device__ inline void produce(const struct rows_ring<T> &ring, struct block_tiles tiles,
-                               const struct rows_maps &maps, const struct rows_args &args)
+__device__ inline void produce(const struct rows_ring<T> &ring, const struct schedule &schedule,
+                               struct tile_taker<T::shares> taker, const struct rows_maps &maps,
+                               const struct rows_args &args)
 {
-    const int num_blocks = num_blocks_k(args);
+    const int num = num_tiles(schedule, args.grid), num_blocks = num_blocks_k(args);
+    const int taking_k = max(0, num_blocks - TAKE_AHEAD);
     typename T::ring_place at = {0, 1}; /* the first slots are empty */
-    struct tile tile;
 
-    while (tiles.take(&tile)) {
+    while (taker.announce(), taker.index < num) {
+        const struct tile tile = tile_at(schedule, args.grid, taker.index);
+
         for (int k = 0; k < num_blocks; k++) {
             uint64_t *full = &ring.full[at.slot];
 
+            if (k == taking_k) {
+                taker.take_next();
+            }
             barrier_wait(&ring.empty[at.slot], at.parity);
             barrier_expect(full, T::gather ? T::b_bytes : T::slot_bytes);
             if (!T::gather) {
@@ -107,7 +113,7 @@ struct gathered_rows {
 };
 
 template <class T>
-__device__ inline void gather(const struct rows_ring<T> &ring, struct block_tiles tiles,
+__device__ inline void gather(const struct rows_ring<T> &ring, struct block_tiles<T::shares> tiles,
                               const struct rows_args &args)
 {
     const int num_blocks = num_blocks_k(args);
@@ -129,15 +135,13 @@ __device__ inline void gather(const struct rows_ring<T> &ring, struct block_tile
 
 /* ---- rows copied meanwhile ---- */
 
-/* Where the block's piece `i` lies. */
+/* A piece of PIECE_BYTES of a row, or its rest. */
 struct copied_piece {
     int64_t row;
     int at, num_bytes;
 
-    __device__ copied_piece(const struct copied_rows &rows, int pieces_per_row, int i)
+    __device__ copied_piece(const struct copied_rows &rows, int pieces_per_row, int piece)
     {
-        const int piece = blockIdx.x + i * gridDim.x;
-
         row = piece / pieces_per_row;
         at = piece % pieces_per_row * PIECE_BYTES;
         num_bytes = min(PIECE_BYTES, rows.row_bytes - at);
@@ -146,16 +150,29 @@ struct copied_piece {
 
 /* By one thread, through NUM_PIECES pieces of shared memory: two are on their way in while one
  * leaves. */
-__device__ inline void copy_rows(const struct copied_rows &rows, char *memory, uint64_t *arrived)
+template <bool SHARES>
+__device__ inline void copy_rows(const struct rows_args &args, char *memory, uint64_t *arrived)
 {
+    const struct copied_rows &rows = args.copied;
     const int pieces_per_row = (rows.row_bytes + PIECE_BYTES - 1) / PIECE_BYTES;
-    const int num_all = *rows.num_rows * pieces_per_row, first = blockIdx.x;
-    const int num = num_all > first ? (num_all - first + gridDim.x - 1) / gridDim.x : 0;
+    const int num_pieces = *rows.num_rows * pieces_per_row;
+    int coming[2] = {num_pieces, num_pieces}, next = 0;
 
-    for (int i = -2; i < num; i++) {
-        if (i + 2 < num) {
-            const struct copied_piece piece(rows, pieces_per_row, i + 2);
-            const int box = (i + 2) % NUM_PIECES;
+    for (int i = 0; i < 2 || coming[0] < num_pieces; i++) {
+        const int leaving = coming[0];
+
+        if (!SHARES) {
+            next = blockIdx.x + i * gridDim.x;
+        } else if (i % BATCH_PIECES == 0) {
+            next = number_take(&args.counter->next_copy) * BATCH_PIECES;
+        } else {
+            next++;
+        }
+        coming[0] = coming[1];
+        coming[1] = next;
+        if (next < num_pieces) {
+            const struct copied_piece piece(rows, pieces_per_row, next);
+            const int box = i % NUM_PIECES;
 
             tma_wait_read<1>(); /* what was in the box has left */
             barrier_expect(&arrived[box], piece.num_bytes);
@@ -163,12 +180,13 @@ __device__ inline void copy_rows(const struct copied_rows &rows, char *memory, u
                       rows.from + (int64_t)rows.index[piece.row] * rows.row_bytes + piece.at,
                       piece.num_bytes, &arrived[box]);
         }
-        if (i >= 0) {
-            const struct copied_piece piece(rows, pieces_per_row, i);
+        if (leaving < num_pieces) {
+            const struct copied_piece piece(rows, pieces_per_row, leaving);
+            const int box = (i - 2) % NUM_PIECES;
 
-            barrier_wait(&arrived[i % NUM_PIECES], i / NUM_PIECES % 2);
-            bulk_store(rows.to + piece.row * rows.row_bytes + piece.at,
-                       memory + i % NUM_PIECES * PIECE_BYTES, piece.num_bytes);
+            barrier_wait(&arrived[box], (i - 2) / NUM_PIECES % 2);
+            bulk_store(rows.to + piece.row * rows.row_bytes + piece.at, memory + box * PIECE_BYTES,
+                       piece.num_bytes);
             tma_commit();
         }
     }
@@ -248,28 +266,32 @@ __device__ inline void skip(const struct rows_ring<T> &ring, typename T::ring_pl
 
 template <class T>
 __device__ inline void consume(const struct rows_ring<T> &ring, const struct halves<T> &halves,
-                               struct block_tiles tiles, const struct rows_args &args)
+                               struct block_tiles<T::shares> tiles, const struct rows_args &args)
 {
     const int consumer = threadIdx.x / 128 - 1, num_blocks = num_blocks_k(args);
     typename T::ring_place at = {0, 0};
     struct tile tile;
+    int parity = 1; /* the boxes are free at first */
 
-    for (int parity = 1; tiles.take(&tile); parity ^= 1) { /* the boxes are free at first */
-        if (tile.m * TILE_M + consumer * 64 < tile.num_rows) {
-            float acc[T::n / 2];
+    while (tiles.take(&tile)) {
+        const bool has_rows = tile.m * TILE_M + consumer * 64 < tile.num_rows;
+        float acc[T::n / 2];
 
+        if (has_rows) {
             multiply<T>(acc, ring, at, consumer, num_blocks);
-            barrier_wait(&halves.free[consumer], parity);
-            fill_boxes(halves.of(consumer), acc);
-            fence_async();
         } else {
             skip<T>(ring, at, consumer, num_blocks);
-            barrier_wait(&halves.free[consumer], parity);
+        }
+        barrier_wait(&halves.free[consumer], parity);
+        if (has_rows) {
+            fill_boxes(halves.of(consumer), acc);
+            fence_async();
         }
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
             barrier_arrive(&halves.filled[consumer]);
         }
+        parity ^= 1;
     }
 }
 
@@ -279,6 +301,7 @@ __device__ inline void consume(const struct rows_ring<T> &ring, const struct hal
 template <class T> struct rows_barriers {
     uint64_t full[T::num_slots], empty[T::num_slots];
     uint64_t filled[2], free[2], arrived[NUM_PIECES];
+    struct tile_queue queue;
 
     __device__ void init(void)
     {
@@ -293,28 +316,41 @@ template <class T> struct rows_barriers {
         for (int i = 0; i < NUM_PIECES; i++) {
             barrier_init(&arrived[i], 1);
         }
+        if (T::shares) {
+            queue.init(T::num_readers);
+        }
         barrier_init_fence();
     }
 };
 
-/* By the four warps that do not multiply. Where tiles are only stored, one thread finishes. */
+/* Threads of a block that take numbers from the counter. */
+template <class T> __device__ inline int num_takers(const struct rows_args &args)
+{
+    return T::product == PRODUCT_D_X && args.copied.to != NULL ? 2 : 1;
+}
+
+/* By the four warps that do not multiply. first: the block's first tile, for the producer. */
 template <class T>
 __device__ inline void attend(const struct rows_ring<T> &ring, const struct halves<T> &halves,
-                              struct rows_barriers<T> &barriers, const struct block_tiles &tiles,
-                              const struct rows_maps &maps, const struct rows_args &args)
+                              struct rows_barriers<T> &barriers, const struct schedule &schedule,
+                              int first, const struct rows_maps &maps, const struct rows_args &args)
 {
-    constexpr bool only_stores = T::product == PRODUCT_FC2 || T::product == PRODUCT_D_X;
+    const struct block_tiles<T::shares> tiles = {
+        schedule, args.grid, tile_reader<T::shares>(&barriers.queue)
+    };
 
     if (threadIdx.x < 32) {
         if (threadIdx.x == 0) {
-            produce<T>(ring, tiles, maps, args);
+            produce<T>(ring, schedule, {args.counter, &barriers.queue, first}, maps, args);
+            counter_leave<T::shares>(args.counter, num_takers<T>(args) * gridDim.x);
         }
     } else if (T::gather && threadIdx.x < 32 + GATHERERS) {
         gather<T>(ring, tiles, args);
-    } else if (!only_stores || threadIdx.x == 96) {
+    } else if (!T::only_stores || threadIdx.x == 96) {
         finish<T>(halves, tiles, maps, args);
-    } else if (T::product == PRODUCT_D_X && threadIdx.x == 32 && args.copied.to != NULL) {
-        copy_rows(args.copied, halves.of(2), barriers.arrived);
+    } else if (threadIdx.x == 32 && num_takers<T>(args) == 2) {
+        copy_rows<T::shares>(args, halves.of(2), barriers.arrived);
+        counter_leave<T::shares>(args.counter, 2 * gridDim.x);
     }
 }
 
@@ -337,18 +373,19 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x == 0) {
         barriers.init();
     }
+    const int first = threadIdx.x == 0 ? first_tile<T::shares>(args.counter) : 0;
+
     __syncwarp();
     schedule_init(schedule, args.grid);
     __syncthreads();
 
-    const struct block_tiles tiles(schedule, args.grid);
-
     if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 120;");
-        attend<T>(ring, halves, barriers, tiles, maps, args);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(T::shares ? 136 : 120));
+        attend<T>(ring, halves, barriers, schedule, first, maps, args);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
-        consume<T>(ring, halves, tiles, args);
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(T::shares ? 184 : 192));
+        consume<T>(ring, halves, {schedule, args.grid, tile_reader<T::shares>(&barriers.queue)},
+                   args);
     }
 }
 
@@ -413,12 +450,23 @@ template <class T> static void launch(struct stream *stream, const struct rows_p
 
         args.first_expert = e;
         args.grid = tile_grid_part(all, e);
+        args.counter = T::shares ? counter_of_launch() : NULL;
         shared_bytes = T::shared_bytes + schedule_bytes(args.grid.num_experts);
         CUDA_CHECK(cudaFuncSetAttribute(rows_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         shared_bytes));
         LAUNCH(stream, rows_kernel<T>, num_multiprocessors(), THREADS, shared_bytes, maps, args);
         args.grid = all;
         args.copied.to = NULL; /* by the first launch */
+    }
+}
+
+template <enum product P, int N, bool GATHER>
+static void launch_tiling(struct stream *stream, const struct rows_problem *problem)
+{
+    if (stream->device->shares_multiprocessors) {
+        launch<tiling<P, N, GATHER, true>>(stream, problem);
+    } else {
+        launch<tiling<P, N, GATHER, false>>(stream, problem);
     }
 }
 
@@ -431,9 +479,9 @@ static int launch_in_tiles(struct stream *stream, const struct rows_problem *pro
         problem->args.num_rows, problem->args.grid.num_experts, columns, num_multiprocessors());
 
     if (tile_columns == GROUPED_TILE_WIDE) {
-        launch<tiling<P, GROUPED_TILE_WIDE, GATHER>>(stream, problem);
+        launch_tiling<P, GROUPED_TILE_WIDE, GATHER>(stream, problem);
     } else {
-        launch<tiling<P, GROUPED_TILE_NARROW, GATHER>>(stream, problem);
+        launch_tiling<P, GROUPED_TILE_NARROW, GATHER>(stream, problem);
     }
     return tile_columns;
 }

@@ -16,6 +16,8 @@ enum {
     BOX_BYTES = 64 * 64 * 2,  /* 64 rows of 64 bf16 on their way out */
     PIECE_BYTES = 4096,       /* of rows copied meanwhile */
     NUM_PIECES = 4,           /* at a time */
+    BATCH_PIECES = 16,        /* that a block takes at once */
+    TAKE_AHEAD = 6,           /* blocks of k before its end, a tile's successor is taken */
 };
 
 /* What a product is for: where B lies, and what becomes of a tile. */
@@ -27,13 +29,19 @@ enum product {
 };
 
 /* A product in tiles of TILE_M x N, TILE_K deep in a slot of the ring. */
-template <enum product P, int N, bool GATHER> struct tiling {
+template <enum product P, int N, bool GATHER, bool SHARES> struct tiling {
     static constexpr enum product product = P;
     static constexpr bool gather = GATHER;
+    static constexpr bool shares = SHARES; /* see grouped_schedule_cuda.cuh */
     static constexpr bool b_by_rows = P == PRODUCT_D_X || P == PRODUCT_D_FC2;
     static constexpr int n = N;
     static constexpr int width = P == PRODUCT_FC1 ? N / 2 : N; /* columns of the output */
     static constexpr int num_finishers = GATHER ? 32 : 96;     /* threads */
+    static constexpr bool only_stores =
+        P == PRODUCT_FC2 || P == PRODUCT_D_X; /* one thread finishes */
+    /* Of the queue of tiles: consumers' warps, finishers, gatherers. */
+    static constexpr int num_readers =
+        8 + (only_stores ? 1 : num_finishers / 32) + (GATHER ? 2 : 0);
     /* Boxes of a half of a tile; and beside those of a tile: of a, of copied rows. */
     static constexpr int num_chunks = N / 64;
     static constexpr int num_more_boxes = P == PRODUCT_FC1   ? N / 128
@@ -69,6 +77,7 @@ struct rows_args {
     bf16 *d_h, *act;
     float *prob_partial;
     struct copied_rows copied;
+    struct tile_counter *counter; /* where multiprocessors are shared */
 };
 
 /* out: y or h; act: a of FC1. */
@@ -91,24 +100,20 @@ template <class T> struct rows_ring {
     }
 };
 
-/* The tiles of the calling block, in order. */
-struct block_tiles {
+/* The tiles of the calling block, in order, for one warp or thread of it. */
+template <bool SHARES> struct block_tiles {
     const struct schedule &schedule;
     const struct tile_grid &grid;
-    int next, num;
+    struct tile_reader<SHARES> reader;
 
-    __device__ block_tiles(const struct schedule &schedule, const struct tile_grid &grid)
-        : schedule(schedule), grid(grid), next(blockIdx.x), num(num_tiles(schedule, grid))
+    __device__ bool take(struct tile *tile, bool is_alone = false)
     {
-    }
+        const int index = reader.take(is_alone);
 
-    __device__ bool take(struct tile *tile)
-    {
-        if (next >= num) {
+        if (index >= num_tiles(schedule, grid)) {
             return false;
         }
-        *tile = tile_at(schedule, grid, next);
-        next += gridDim.x;
+        *tile = tile_at(schedule, grid, index);
         return true;
     }
 };

@@ -78,6 +78,16 @@ __device__ inline void fence_async(void)
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/* The calling thread alone. */
+__device__ inline void pause(long long cycles)
+{
+    const long long begin = clock64();
+
+    while (clock64() - begin < cycles) {
+        __nanosleep(50);
+    }
+}
+
 /* ---- the copy engine ---- */
 
 __device__ inline void tma_load_2d(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
@@ -125,21 +135,22 @@ __device__ inline uint64_t policy_once(void)
     return policy;
 }
 
-__device__ inline void tma_load_3d_once(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
-                                        int y, int z, uint64_t policy)
+__device__ inline void tma_load_5d_once(void *to, const CUtensorMap *map, uint64_t *barrier, int x,
+                                        int y, int z, int w, int v, uint64_t policy)
 {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(shared_address(to)),
+        "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w), "r"(v), "l"(policy)
+        : "memory");
 }
 
-__device__ inline void tma_store_3d_once(const CUtensorMap *map, const void *from, int x, int y,
-                                         int z, uint64_t policy)
+__device__ inline void tma_store_5d_once(const CUtensorMap *map, const void *from, int x, int y,
+                                         int z, int w, int v, uint64_t policy)
 {
-    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group.L2::cache_hint "
-                 "[%0, {%2, %3, %4}], [%1], %5;" ::"l"(map),
-                 "r"(shared_address(from)), "r"(x), "r"(y), "r"(z), "l"(policy)
+    asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group.L2::cache_hint "
+                 "[%0, {%2, %3, %4, %5, %6}], [%1], %7;" ::"l"(map),
+                 "r"(shared_address(from)), "r"(x), "r"(y), "r"(z), "r"(w), "r"(v), "l"(policy)
                  : "memory");
 }
 
@@ -172,11 +183,12 @@ template <int PENDING> __device__ inline void tma_wait_read(void)
 }
 
 /* Into the L2 cache only. */
-__device__ inline void tma_prefetch_3d(const CUtensorMap *map, int x, int y, int z)
+__device__ inline void tma_prefetch_5d(const CUtensorMap *map, int x, int y, int z, int w, int v)
 {
-    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
-                 "r"(x), "r"(y), "r"(z)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.prefetch.tensor.5d.L2.global.tile [%0, {%1, %2, %3, %4, %5}];" ::"l"(map),
+        "r"(x), "r"(y), "r"(z), "r"(w), "r"(v)
+        : "memory");
 }
 
 /* 16 bytes by the calling thread, zeros where num_bytes is 0. */
@@ -324,13 +336,13 @@ struct tensor_view {
     enum dtype dtype;
     void *data;
     int num_dims;
-    cuuint64_t dims[4], stride_bytes[3];
-    cuuint32_t box[4];
+    cuuint64_t dims[5], stride_bytes[4];
+    cuuint32_t box[5];
 };
 
 static inline CUtensorMap tensor_map_of_view(const struct tensor_view *x)
 {
-    const cuuint32_t steps[4] = {1, 1, 1, 1};
+    const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
     CUtensorMap map;
     const CUresult result = tensor_map_encode()(
         &map,

@@ -5,7 +5,12 @@
 
 #include "ops/column_sums_cuda.cuh"
 
-enum { BLOCK = 256, BACKWARD_BLOCKS_MAX = 528 };
+enum {
+    BLOCK = 256,
+    BACKWARD_BLOCKS_MAX = 528,
+    KEPT = 2, /* packs of a row of a thread that keeps them in registers */
+    FORWARD_BLOCKS_A_MULTIPROCESSOR = 5
+};
 
 template <class T> struct norm_args {
     T *y, *sum, *d_x;
@@ -89,6 +94,101 @@ template <int N, class T> __global__ void norm_forward_kernel(norm_args<T> a)
     }
 }
 
+/* A thread's packs of a row; zeros beyond its end. */
+template <class T> __device__ inline void kept_load(uint4 (&packs)[KEPT], const T *row, int width)
+{
+    constexpr int N = 16 / sizeof(T);
+
+#pragma unroll
+    for (int c = 0; c < KEPT; c++) {
+        const int i = (c * BLOCK + (int)threadIdx.x) * N;
+
+        packs[c] = i < width ? *reinterpret_cast<const uint4 *>(row + i) : uint4{};
+    }
+}
+
+template <int N, class T> __device__ inline void place_read(float (&to)[N], const uint4 *place)
+{
+    load<N>(to, (const T *)place, 0);
+}
+
+/* x + residual (or x) of a row, rounded as in norm_input: all loads are on their way before the
+ * first is waited for, and so are those of the weight. */
+template <class T>
+__device__ inline void kept_input(float (&x)[KEPT][16 / sizeof(T)], uint4 (&weight)[KEPT],
+                                  const norm_args<T> &a, int64_t first)
+{
+    constexpr int N = 16 / sizeof(T);
+    uint4 packs[KEPT], residuals[KEPT] = {};
+
+    kept_load(packs, a.x + first, (int)a.width);
+    if (a.residual != NULL) {
+        kept_load(residuals, a.residual + first, (int)a.width);
+    }
+    kept_load(weight, a.weight, (int)a.width);
+#pragma unroll
+    for (int c = 0; c < KEPT; c++) {
+        const int i = (c * BLOCK + (int)threadIdx.x) * N;
+        float residual[N];
+
+        place_read<N, T>(x[c], &packs[c]);
+        if (a.residual == NULL) {
+            continue;
+        }
+        place_read<N, T>(residual, &residuals[c]);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            x[c][j] = to_float(from_float<T>(x[c][j] + residual[j]));
+        }
+        if (i < (int)a.width) {
+            store<N>(a.sum, first + i, x[c]);
+        }
+    }
+}
+
+/* RMSNorm of rows of at most KEPT packs a thread, which stay in registers. */
+template <class T>
+__global__ void __launch_bounds__(BLOCK, FORWARD_BLOCKS_A_MULTIPROCESSOR)
+    rmsnorm_forward_kernel(norm_args<T> a)
+{
+    constexpr int N = 16 / sizeof(T);
+    __shared__ float buffer[32];
+    const int64_t first = (int64_t)blockIdx.x * a.width;
+    uint4 weight[KEPT];
+    float x[KEPT][N], square = 0.0f, inv_std;
+
+    early_join();
+    kept_input(x, weight, a, first);
+#pragma unroll
+    for (int i = 0; i < KEPT * N; i++) {
+        square += x[i / N][i % N] * x[i / N][i % N];
+    }
+    inv_std = 1.0f / sqrtf(block_sum(square, buffer) / (float)a.width + a.eps);
+#pragma unroll
+    for (int c = 0; c < KEPT; c++) {
+        const int i = (c * BLOCK + (int)threadIdx.x) * N;
+        float w[N];
+
+        place_read<N, T>(w, &weight[c]);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            x[c][j] = x[c][j] * inv_std * (a.one_plus ? 1.0f + w[j] : w[j]);
+        }
+        if (i < (int)a.width) {
+            store<N>(a.y, first + i, x[c]);
+        }
+    }
+    if (threadIdx.x == 0) {
+        a.inv_std_out[blockIdx.x] = inv_std;
+    }
+}
+
+/* Whether the kernels that keep a row in registers do it. */
+template <int N> static bool fits_registers(enum norm_kind kind, int64_t width)
+{
+    return N > 1 && kind == NORM_RMSNORM && width <= KEPT * BLOCK * N;
+}
+
 extern "C" void norm_forward_cuda(struct stream *stream, const struct norm_forward *op)
 {
     const int64_t width = op->x->dim[1];
@@ -109,7 +209,11 @@ extern "C" void norm_forward_cuda(struct stream *stream, const struct norm_forwa
                   a.one_plus = op->one_plus;
                   a.layernorm = op->kind == NORM_LAYERNORM;
                   a.width = width;
-                  LAUNCH(stream, (norm_forward_kernel<N, T>), op->x->dim[0], BLOCK, 0, a);
+                  if (fits_registers<N>(op->kind, width)) {
+                      LAUNCH_EARLY(stream, (rmsnorm_forward_kernel<T>), op->x->dim[0], BLOCK, 0, a);
+                  } else {
+                      LAUNCH(stream, (norm_forward_kernel<N, T>), op->x->dim[0], BLOCK, 0, a);
+                  }
               });
 }
 
@@ -178,8 +282,8 @@ template <int N, class T> __global__ void norm_backward_kernel(norm_args<T> a)
     }
 }
 
-/* Packs of a row of a thread of the kernel below, and rows on their way at a time. */
-enum { KEPT = 2, ROWS_AHEAD = 3, ROW_TENSORS = 3, BLOCKS_A_MULTIPROCESSOR = 2 };
+/* Rows on their way at a time to the kernel below. */
+enum { ROWS_AHEAD = 3, ROW_TENSORS = 3, BLOCKS_A_MULTIPROCESSOR = 2 };
 
 static const int rmsnorm_backward_bytes = ROWS_AHEAD * ROW_TENSORS * KEPT * BLOCK * 16;
 
@@ -200,11 +304,6 @@ __device__ inline void row_copy_start(uint4 *places, const norm_args<T> &a, int6
         }
     }
     __pipeline_commit();
-}
-
-template <int N, class T> __device__ inline void place_read(float (&to)[N], const uint4 *place)
-{
-    load<N>(to, (const T *)place, 0);
 }
 
 /* d_x of a row from its sum of g * n / width; the residual is the third tensor of its places. */
@@ -250,6 +349,7 @@ __global__ void __launch_bounds__(BLOCK, BLOCKS_A_MULTIPROCESSOR)
     float w[KEPT][N] = {}, d_w[KEPT][N] = {};
     int slot = 0;
 
+    early_join();
 #pragma unroll
     for (int c = 0; c < KEPT; c++) {
         const int64_t i = (c * BLOCK + threadIdx.x) * N;
@@ -308,14 +408,15 @@ static void rmsnorm_backward_launch(struct stream *stream, int64_t num_blocks,
     CUDA_CHECK(cudaFuncSetAttribute(rmsnorm_backward_kernel<T>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     rmsnorm_backward_bytes));
-    LAUNCH(stream, (rmsnorm_backward_kernel<T>), num_blocks, BLOCK, rmsnorm_backward_bytes, a);
+    LAUNCH_EARLY(stream, (rmsnorm_backward_kernel<T>), num_blocks, BLOCK, rmsnorm_backward_bytes,
+                 a);
 }
 
 template <int N, class T>
 static void norm_backward_launch(struct stream *stream, const struct norm_backward *op)
 {
     const int64_t width = op->x->dim[1], num_rows = op->x->dim[0];
-    const bool in_registers = N > 1 && op->kind == NORM_RMSNORM && width <= KEPT * BLOCK * N;
+    const bool in_registers = fits_registers<N>(op->kind, width);
     const int64_t blocks_max =
         in_registers ? BLOCKS_A_MULTIPROCESSOR * num_multiprocessors() : BACKWARD_BLOCKS_MAX;
     const int64_t num_blocks = num_rows < blocks_max ? num_rows : blocks_max;

@@ -102,7 +102,7 @@ struct op_cost op_cost_embedding_backward(const struct embedding_backward *a)
 
 struct op_cost op_cost_cross_entropy(const struct cross_entropy *a)
 {
-    return memory_only(bytes(a->logits));
+    return memory_only((a->d_logits != NULL ? 2.0 : 1.0) * bytes(a->logits));
 }
 
 struct op_cost op_cost_cross_entropy_backward(const struct cross_entropy_backward *a)
@@ -127,7 +127,7 @@ struct op_cost op_cost_row_gather(const struct row_gather *a)
 
 struct op_cost op_cost_row_sum(const struct row_sum *a)
 {
-    return memory_only(bytes(a->rows) + (a->accumulate ? 2.0 : 1.0) * bytes(a->y));
+    return memory_only(bytes(a->rows) + (a->residual != NULL ? 2.0 : 1.0) * bytes(a->y));
 }
 
 struct op_cost op_cost_router_linear_backward(const struct router_linear_backward *a)

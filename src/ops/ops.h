@@ -184,10 +184,14 @@ struct embedding_backward {
 
 /* Statistics of this rank's columns of the logits [T,V] (act or f32): max [T], sum_exp [T] =
  * sum_v exp(logit - max), target [T] = the label's logit, 0 where the label is another rank's. With
- * TP the caller combines them over ranks; loss[t] = log(sum_exp) + max - target. All f32. */
+ * TP the caller combines them over ranks; loss[t] = log(sum_exp) + max - target. All f32.
+ * Where a rank holds the whole vocabulary, the statistics are complete and the gradient can follow
+ * while the logits are at hand: d_logits is what cross_entropy_backward makes of them. */
 struct cross_entropy {
     struct tensor *max, *sum_exp, *target;
+    struct tensor *d_logits;             /* optional; may be logits */
     const struct tensor *logits, *label; /* label [T] */
+    const struct tensor *d_loss;         /* with d_logits: [T] f32 */
     int64_t vocab_start;
 };
 
@@ -350,12 +354,12 @@ struct row_gather {
     const struct tensor *offsets, *token_rows; /* optional */
 };
 
-/* y[t,:] = sum over k of rows[row_of[t,k],:], in slot order, in f32, rounded once (+ y with
- * accumulate). Combine of the forward pass and the input gradient of the backward pass. */
+/* y[t,:] = sum over k of rows[row_of[t,k],:], in slot order, + residual[t,:], in f32, rounded once.
+ * Combine of the forward pass and the input gradient of the backward pass. */
 struct row_sum {
     struct tensor *y;
     const struct tensor *rows, *row_of;
-    bool accumulate;
+    const struct tensor *residual; /* optional; may be y */
 };
 
 /* The experts' feed-forward on rows grouped by expert (rows offsets[e] .. offsets[e+1]-1 belong to

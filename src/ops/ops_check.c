@@ -260,6 +260,10 @@ void check_cross_entropy_forward(const struct cross_entropy *a)
     EXPECT(a->sum_exp, DTYPE_F32, t);
     EXPECT(a->target, DTYPE_F32, t);
     EXPECT(a->label, DTYPE_I32, t);
+    if (a->d_logits != NULL) {
+        EXPECT(a->d_logits, a->logits->dtype, t, a->logits->dim[1]);
+        EXPECT(a->d_loss, DTYPE_F32, t);
+    }
 }
 
 static int64_t expect_tokens(const char *function, const struct tensor *x)

@@ -173,6 +173,7 @@ void check_row_sum(const struct row_sum *a)
     EXPECT(a->rows, a->y->dtype, a->rows->dim[0], a->y->dim[1]);
     CHECK(a->row_of != NULL && a->row_of->num_dims == 2, "row_of: %s", tensor_describe(a->row_of));
     EXPECT(a->row_of, DTYPE_I32, a->y->dim[0], a->row_of->dim[1]);
+    EXPECT_OPTIONAL(a->residual, a->y->dtype, a->y->dim[0], a->y->dim[1]);
 }
 
 /* The inputs of both passes; y is checked by the forward pass alone. */

@@ -44,6 +44,35 @@ typedef __nv_bfloat16 bf16;
         }                                                                                          \
     } while (0)
 
+/* The same for a kernel that begins with early_join(): its blocks come to the multiprocessors while
+ * the kernel before it in the stream ends (programmatic dependent launch). */
+#define LAUNCH_EARLY(stream_, kernel, grid, block, shared, ...)                                    \
+    do {                                                                                           \
+        const int64_t blocks_ = (grid);                                                            \
+        CHECK(blocks_ <= INT32_MAX, "grid of %lld blocks", (long long)blocks_);                    \
+        if (blocks_ > 0) {                                                                         \
+            cudaLaunchAttribute early_ = {};                                                       \
+            cudaLaunchConfig_t config_ = {};                                                       \
+                                                                                                   \
+            early_.id = cudaLaunchAttributeProgrammaticStreamSerialization;                        \
+            early_.val.programmaticStreamSerializationAllowed = 1;                                 \
+            config_.gridDim = dim3((unsigned)blocks_);                                             \
+            config_.blockDim = dim3(block);                                                        \
+            config_.dynamicSmemBytes = (size_t)(shared);                                           \
+            config_.stream = (cudaStream_t)(stream_)->native;                                      \
+            config_.attrs = &early_;                                                               \
+            config_.numAttrs = 1;                                                                  \
+            CUDA_CHECK(cudaLaunchKernelEx(&config_, kernel, __VA_ARGS__));                         \
+        }                                                                                          \
+    } while (0)
+
+/* Waits for what the stream did before, and lets the next kernel's blocks come. */
+__device__ inline void early_join(void)
+{
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+}
+
 /* WITH_ACT(dtype, code): code with T as float or bf16. */
 #define WITH_ACT(dtype_, ...)                                                                      \
     do {                                                                                           \

@@ -108,13 +108,13 @@ static void sum_rows_block(const struct row_sum *op, int64_t token, int64_t firs
     float sum[OPS_BLOCK], buffer[OPS_BLOCK];
 
     memset(sum, 0, (size_t)n * sizeof *sum);
-    if (op->accumulate) {
-        add_floats(sum, floats_get(op->y, token * width + first, n, buffer), n);
-    }
     for (int64_t k = 0; k < topk; k++) {
         if (rows[k] >= 0) {
             add_floats(sum, floats_get(op->rows, rows[k] * width + first, n, buffer), n);
         }
+    }
+    if (op->residual != NULL) {
+        add_floats(sum, floats_get(op->residual, token * width + first, n, buffer), n);
     }
     floats_put(op->y, token * width + first, n, sum);
 }

@@ -294,19 +294,21 @@ extern "C" void row_gather_cuda(struct stream *stream, const struct row_gather *
     }
 }
 
-/* A block a token. Two rows are loaded before either is added, to keep more bytes in flight. */
+/* A block a token. Two rows and the residual are loaded before any is added, to keep more bytes in
+ * flight. */
 template <int N, class T>
-__global__ void row_sum_kernel(T *y, const T *rows, const int32_t *row_of, int topk, int64_t width,
-                               bool accumulate)
+__global__ void row_sum_kernel(T *y, const T *rows, const int32_t *row_of, const T *residual,
+                               int topk, int64_t width)
 {
     const int32_t *mine = row_of + (int64_t)blockIdx.x * topk;
     const int64_t first = blockIdx.x * width;
 
+    early_join();
     for (int64_t i = threadIdx.x * N; i < width; i += BLOCK * N) {
-        float sum[N] = {0.0f};
+        float sum[N] = {0.0f}, last[N] = {0.0f};
 
-        if (accumulate) {
-            load<N>(sum, y, first + i);
+        if (residual != NULL) {
+            load<N>(last, residual, first + i);
         }
         for (int k = 0; k < topk; k += 2) {
             const int32_t row0 = mine[k], row1 = k + 1 < topk ? mine[k + 1] : -1;
@@ -323,6 +325,10 @@ __global__ void row_sum_kernel(T *y, const T *rows, const int32_t *row_of, int t
                 sum[j] = sum[j] + x0[j] + x1[j];
             }
         }
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            sum[j] += last[j];
+        }
         store<N>(y, first + i, sum);
     }
 }
@@ -331,9 +337,9 @@ extern "C" void row_sum_cuda(struct stream *stream, const struct row_sum *op)
 {
     const int64_t width = op->y->dim[1];
 
-    WITH_PACK(op->y->dtype, packable(width, {op->y, op->rows}), {
-        LAUNCH(stream, (row_sum_kernel<N, T>), op->y->dim[0], BLOCK, 0, data_of<T>(op->y),
-               data_of<T>(op->rows), data_of<int32_t>(op->row_of), (int)op->row_of->dim[1], width,
-               op->accumulate);
+    WITH_PACK(op->y->dtype, packable(width, {op->y, op->rows, op->residual}), {
+        LAUNCH_EARLY(stream, (row_sum_kernel<N, T>), op->y->dim[0], BLOCK, 0, data_of<T>(op->y),
+                     data_of<T>(op->rows), data_of<int32_t>(op->row_of), data_of<T>(op->residual),
+                     (int)op->row_of->dim[1], width);
     });
 }

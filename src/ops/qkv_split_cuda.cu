@@ -67,17 +67,19 @@ template <class T> __global__ void qkv_split_kernel(qkv_args<T> a)
 }
 
 /* The same, a pack of 16 bytes at a time, where heads and rotated halves are whole packs: a thread
- * takes pack `pair` of a head and its partner. */
+ * takes pack `pair` of a head and its partner. Indices are of 32 bits, which divide faster. */
 template <int N, class T> __global__ void qkv_split_packed_kernel(qkv_args<T> a)
 {
-    const int64_t half = a.head_size / 2 / N, heads = a.per_group + 2;
-    int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x, rest = i / half;
-    const int64_t pair = i % half * N, head = rest % heads, group = rest / heads % a.num_groups;
-    const int64_t token = rest / heads / a.num_groups;
+    const uint32_t half = (uint32_t)a.head_size / 2 / N, heads = (uint32_t)a.per_group + 2;
+    const uint32_t i = blockIdx.x * BLOCK + threadIdx.x, rest = i / half;
+    const uint32_t pair = i % half * N, head = rest % heads, of_group = rest / heads;
+    const int64_t group = of_group % (uint32_t)a.num_groups;
+    const int64_t token = of_group / (uint32_t)a.num_groups;
     const T *from;
     T *to;
     float x0[N], x1[N];
 
+    early_join();
     if (token >= a.num_tokens) {
         return;
     }
@@ -141,8 +143,11 @@ static void qkv_split_run(struct stream *stream, const struct qkv_split *op, boo
         const int64_t num_heads = a.num_tokens * a.num_groups * (a.per_group + 2);
 
         if (packed) {
-            LAUNCH(stream, (qkv_split_packed_kernel<N, T>),
-                   ceil_div(num_heads * (head_size / 2 / N), BLOCK), BLOCK, 0, a);
+            const int64_t num_threads = num_heads * (head_size / 2 / N);
+
+            CHECK(num_threads < UINT32_MAX - BLOCK, "%lld packs", (long long)num_threads);
+            LAUNCH_EARLY(stream, (qkv_split_packed_kernel<N, T>), ceil_div(num_threads, BLOCK),
+                         BLOCK, 0, a);
         } else {
             LAUNCH(stream, (qkv_split_kernel<T>),
                    ceil_div(num_heads * ((head_size + 1) / 2), BLOCK), BLOCK, 0, a);

@@ -150,6 +150,7 @@ extern "C" void router_backward_cuda(struct stream *stream, const struct router_
 struct halves {
     bf16 *pair;  /* [T,2E]: d_logits as the sum of two numbers, the upper halves first */
     bf16 *twice; /* [2E,H]: the weight, and once more */
+    float *sums; /* [2E,H]: zeroed, so that a product of the library may be added to it */
     const float *d_logits;
     const bf16 *weight;
     uint32_t num_logits, num_weights, num_experts;
@@ -175,11 +176,12 @@ template <int N> __global__ void split_kernel(struct halves a)
     }
     if (i < a.num_weights) {
         a.twice[i] = a.twice[(int64_t)i + a.num_weights] = a.weight[i];
+        a.sums[i] = a.sums[(int64_t)i + a.num_weights] = 0.0f;
     }
 }
 
 static void split(struct stream *stream, struct tensor *pair, struct tensor *twice,
-                  const struct router_linear_backward *op)
+                  struct tensor *sums, const struct router_linear_backward *op)
 {
     const int64_t num_logits = tensor_num_elements(op->d_logits);
     const int64_t num_weights = tensor_num_elements(op->weight);
@@ -187,10 +189,10 @@ static void split(struct stream *stream, struct tensor *pair, struct tensor *twi
     const bool whole = num_experts % 4 == 0 && packable(num_experts, {op->d_logits});
     const int64_t num_packs = whole ? num_logits / 4 : num_logits;
     const int64_t num_blocks = ceil_div(num_packs > num_weights ? num_packs : num_weights, BLOCK);
-    const struct halves a = {data_of<bf16>(pair),          data_of<bf16>(twice),
-                             data_of<float>(op->d_logits), data_of<bf16>(op->weight),
-                             (uint32_t)num_logits,         (uint32_t)num_weights,
-                             (uint32_t)num_experts};
+    const struct halves a = {data_of<bf16>(pair),       data_of<bf16>(twice),
+                             data_of<float>(sums),      data_of<float>(op->d_logits),
+                             data_of<bf16>(op->weight), (uint32_t)num_logits,
+                             (uint32_t)num_weights,     (uint32_t)num_experts};
 
     CHECK(num_logits < INT32_MAX && num_weights < INT32_MAX, "router of %lld x %lld logits",
           (long long)op->d_logits->dim[0], (long long)num_experts);
@@ -225,11 +227,12 @@ static void linear_backward_in_halves(struct stream *stream,
     struct tensor sums = tensor_allocate(stream->scratch, DTYPE_F32, twice_dims, 2);
     struct matmul d_weight = {}, d_x = {};
 
-    split(stream, &pair, &twice, op);
+    split(stream, &pair, &twice, &sums, op);
     d_weight.c = &sums;
     d_weight.a = &pair;
     d_weight.b = op->x;
     d_weight.transpose_a = true;
+    d_weight.accumulate = true; /* compute-sanitizer does not see what the library stores by TMA */
     matmul_cuda(stream, &d_weight);
     LAUNCH(stream, add_halves_kernel, ceil_div(num_weights, BLOCK), BLOCK, 0,
            data_of<float>(op->d_weight), data_of<float>(&sums), op->overwrite_grads, num_weights);

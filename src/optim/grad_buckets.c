@@ -201,7 +201,7 @@ static void reduce_over_data(struct grad_buckets *buckets, struct grad_bucket *b
     struct tensor all = tensor_rows(&buckets->params->grads, bucket->start, bucket->count);
     struct tensor own = own_grads(buckets, bucket);
 
-    bucket->is_reducing = true;
+    bucket->grads = GRADS_REDUCING;
     bucket->reduction = (struct comm_handle){NULL, NULL};
     if (bucket->data->size == 1) {
         return;
@@ -239,7 +239,8 @@ void grad_buckets_begin(struct grad_buckets *buckets)
     for (int i = 0; i < buckets->num_buckets; i++) {
         struct grad_bucket *bucket = &buckets->buckets[i];
 
-        CHECK(!bucket->is_reducing, "bucket %d of the step before was not finished", i);
+        CHECK(bucket->grads != GRADS_REDUCING, "bucket %d of the step before was not finished", i);
+        bucket->grads = GRADS_OWN;
         bucket->num_pending = bucket->end - bucket->begin;
     }
 }
@@ -277,16 +278,27 @@ struct param_hooks grad_buckets_hooks(struct grad_buckets *buckets, bool is_last
 void grad_buckets_finish(struct grad_buckets *buckets)
 {
     for (int i = 0; i < buckets->num_buckets; i++) {
-        if (!buckets->buckets[i].is_reducing) {
+        if (buckets->buckets[i].grads == GRADS_OWN) {
             reduce_over_data(buckets, &buckets->buckets[i]);
         }
     }
     for (int i = 0; i < buckets->num_buckets; i++) {
-        average(buckets, &buckets->buckets[i]);
+        if (buckets->buckets[i].grads == GRADS_REDUCING) {
+            average(buckets, &buckets->buckets[i]);
+        }
     }
     for (int i = 0; i < buckets->num_buckets; i++) {
-        comm_wait(buckets->buckets[i].reduction, buckets->stream);
-        buckets->buckets[i].is_reducing = false;
+        if (buckets->buckets[i].grads == GRADS_REDUCING) {
+            comm_wait(buckets->buckets[i].reduction, buckets->stream);
+            buckets->buckets[i].grads = GRADS_REDUCED;
+        }
+    }
+}
+
+void grad_buckets_finished_by_graph(struct grad_buckets *buckets)
+{
+    for (int i = 0; i < buckets->num_buckets; i++) {
+        buckets->buckets[i].grads = GRADS_REDUCED;
     }
 }
 

@@ -36,6 +36,9 @@ struct grad_buckets_config {
     int64_t bucket_size;       /* elements; 0: max(40e6, 1e6 * DP * CP) */
 };
 
+/* What this rank holds of a bucket's gradients. */
+enum bucket_grads { GRADS_OWN, GRADS_REDUCING, GRADS_REDUCED };
+
 /* The parts of a bucket's values that other ranks own. */
 enum bucket_values { VALUES_GATHERED, VALUES_GATHERING, VALUES_STALE };
 
@@ -46,7 +49,7 @@ struct grad_bucket {
     struct comm *late;            /* the group of step 3; NULL: none */
     int begin, end;               /* its parameters in grad_buckets->order */
     int num_pending;              /* parameters whose gradient is not final yet */
-    bool is_reducing;             /* step 1 has been issued */
+    enum bucket_grads grads;
     struct comm_handle reduction;
     enum bucket_values values;
     struct comm_handle gather;
@@ -78,9 +81,11 @@ struct param_hooks grad_buckets_hooks(struct grad_buckets *buckets, bool is_last
 
 /* A step: begin, after param_list_clear_grads; forward and backward of all
  * microbatches; finish. Then the owned parts hold the reduced gradients, and the rest of the
- * gradient buffer nothing of meaning. */
+ * gradient buffer nothing of meaning. Another finish does nothing. */
 void grad_buckets_begin(struct grad_buckets *buckets);
 void grad_buckets_finish(struct grad_buckets *buckets);
+/* In the place of finish: a graph has been launched, and finish is part of it. */
+void grad_buckets_finished_by_graph(struct grad_buckets *buckets);
 /* Multiplies the owned gradients (--calculate-per-token-loss: 1 / tokens). After finish. */
 void grad_buckets_scale(struct grad_buckets *buckets, float factor);
 

@@ -55,15 +55,20 @@ static void wait_for(struct grad_buckets *buckets, struct grad_bucket *bucket)
     }
 }
 
-void param_gather_start(struct grad_buckets *buckets)
+void param_gather_leave_to_forward(struct grad_buckets *buckets)
 {
     for (int i = 0; i < buckets->num_buckets; i++) {
         struct grad_bucket *bucket = &buckets->buckets[i];
 
-        CHECK(bucket->values == VALUES_GATHERED, "bucket %d is still being gathered", i);
+        CHECK(bucket->values != VALUES_GATHERING, "bucket %d is still being gathered", i);
         bucket->values = is_needed(buckets, bucket) ? VALUES_STALE : VALUES_GATHERED;
     }
     buckets->num_gathered = 0;
+}
+
+void param_gather_start(struct grad_buckets *buckets)
+{
+    param_gather_leave_to_forward(buckets);
     if (buckets->config.overlap_param_gather) {
         gather_ahead(buckets);
     } else {
@@ -91,4 +96,12 @@ void param_gather_finish(struct grad_buckets *buckets)
     for (int i = 0; i < buckets->num_buckets; i++) {
         wait_for(buckets, &buckets->buckets[i]);
     }
+}
+
+void param_gather_finished_by_graph(struct grad_buckets *buckets)
+{
+    for (int i = 0; i < buckets->num_buckets; i++) {
+        buckets->buckets[i].values = VALUES_GATHERED;
+    }
+    buckets->num_gathered = buckets->num_buckets;
 }

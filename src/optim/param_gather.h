@@ -14,9 +14,13 @@
 
 /* After optimizer_step. Without overlap all values are there when it returns. */
 void param_gather_start(struct grad_buckets *buckets);
+/* In its place, with overlap: the forward pass that needs the values gathers all of them. */
+void param_gather_leave_to_forward(struct grad_buckets *buckets);
 /* The parameters [begin, end) (registration indices) are about to be read. */
 void param_gather_need(struct grad_buckets *buckets, int begin, int end);
 /* All values are there when it returns. */
 void param_gather_finish(struct grad_buckets *buckets);
+/* In the place of finish: a graph has been launched, and all gathers are part of it. */
+void param_gather_finished_by_graph(struct grad_buckets *buckets);
 
 #endif

@@ -117,3 +117,23 @@ void groups_reset_counters(struct groups *groups)
         comm_counters_reset(*field(groups, number));
     }
 }
+
+void groups_read_counters(const struct groups *groups, struct comm_counter *counters)
+{
+    for (int number = 0; number < NUM_GROUPS; number++) {
+        memcpy(counters + number * NUM_COMM_KINDS, groups_comm(groups, number)->counters,
+               NUM_COMM_KINDS * sizeof *counters);
+    }
+}
+
+void groups_add_counters(struct groups *groups, const struct comm_counter *counters)
+{
+    for (int number = 0; number < NUM_GROUPS; number++) {
+        for (int kind = 0; kind < NUM_COMM_KINDS; kind++) {
+            struct comm_counter *counter = &(*field(groups, number))->counters[kind];
+
+            counter->num_calls += counters[number * NUM_COMM_KINDS + kind].num_calls;
+            counter->sent_bytes += counters[number * NUM_COMM_KINDS + kind].sent_bytes;
+        }
+    }
+}

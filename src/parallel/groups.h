@@ -34,5 +34,8 @@ void groups_destroy(struct groups *groups);
 int groups_num_comms(void);
 const struct comm *groups_comm(const struct groups *groups, int number);
 void groups_reset_counters(struct groups *groups);
+/* counters[groups_num_comms()][NUM_COMM_KINDS] of all groups. */
+void groups_read_counters(const struct groups *groups, struct comm_counter *counters);
+void groups_add_counters(struct groups *groups, const struct comm_counter *counters);
 
 #endif

@@ -1,7 +1,7 @@
-/* profile.h - --profile: the ops of the steps from --profile-step-start to --profile-step-end,
- * timed on the device of rank 0. When the last of them is done, a table goes to stdout and a Chrome
- * trace to profile-steps-FIRST-LAST.json in the TensorBoard directory, or where the run was
- * started. */
+/* profile.h - --profile: the ops of the steps from --profile-step-start to --profile-step-end, and
+ * what NCCL moves beside them, timed on the device of rank 0. When the last of them
+ * is done, a table goes to stdout and a Chrome trace to profile-steps-FIRST-LAST.json in the
+ * TensorBoard directory, or where the run was started. */
 #ifndef CADRE_TRAIN_PROFILE_H
 #define CADRE_TRAIN_PROFILE_H
 

@@ -38,7 +38,11 @@ static void update_parameters(struct trainer *trainer, struct step *step)
     timers_start(&trainer->timers, "optimizer-inner-step", 1);
     optimizer_step(&trainer->optimizer, trainer->stream, &rates, &trainer->grad_scale);
     timers_stop(&trainer->timers, "optimizer-inner-step", 1);
-    param_gather_start(&trainer->buckets);
+    if (captured_step_gathers(&trainer->captured, trainer->options)) {
+        param_gather_leave_to_forward(&trainer->buckets);
+    } else {
+        param_gather_start(&trainer->buckets);
+    }
     timers_stop(&trainer->timers, "optimizer", 1);
 }
 
@@ -53,47 +57,59 @@ static int check(const struct trainer *trainer, const struct step_result *result
                      (long long)result->iteration, what);
 }
 
-/* Waits for the losses and sums them over all ranks: every rank of a pipeline gets what its last
- * stage has; the ranks of a TP group have the same. */
+/* Over all ranks: every rank of a pipeline gets what its stages have; the ranks of a TP group have
+ * the same. */
+static void sum_up(const struct trainer *trainer, double *values, int count)
+{
+    trainer_sum(trainer, trainer->groups.dp_cp, values, count);
+    trainer_sum(trainer, trainer->groups.pp, values, count);
+}
+
+/* What the hosts tell each other of a step. */
+enum {
+    SUM_LOSS,
+    SUM_TOKENS,
+    SUM_NAN,
+    SUM_METRIC_USED, /* a stage without experts learns that others have them */
+    NUM_SUMS = SUM_METRIC_USED + NUM_MOE_METRICS
+};
+
+/* Waits for the losses, then for the other ranks to have theirs. */
 static int finish_losses(struct trainer *trainer, struct step *step)
 {
     struct step_result *result = &step->result;
     struct loss_sums mine = {0};
-    double sums[3];
+    double sums[NUM_SUMS];
 
-    if (step->has_losses) {
-        return 0;
-    }
-    step->has_losses = true;
     loss_reading_finish(&step->loss, trainer->stream, &mine);
     TRY(check(trainer, result, !mine.is_nan, "local forward loss calculation"));
-    sums[0] = mine.loss;
-    sums[1] = mine.num_tokens;
-    sums[2] = mine.is_nan ? 1.0 : 0.0;
-    trainer_sum(trainer, trainer->groups.dp_cp, sums, 3);
-    trainer_sum(trainer, trainer->groups.pp, sums, 3);
-    result->loss_sum = sums[0];
-    result->num_tokens = sums[1];
-    result->is_nan = sums[2] > 0.0;
+    sums[SUM_LOSS] = mine.loss;
+    sums[SUM_TOKENS] = mine.num_tokens;
+    sums[SUM_NAN] = mine.is_nan ? 1.0 : 0.0;
+    for (int m = 0; m < NUM_MOE_METRICS; m++) {
+        sums[SUM_METRIC_USED + m] = trainer->metrics.used[m] ? 1.0 : 0.0;
+    }
+    sum_up(trainer, sums, NUM_SUMS);
+    result->loss_sum = sums[SUM_LOSS];
+    result->num_tokens = sums[SUM_TOKENS];
+    result->is_nan = sums[SUM_NAN] > 0.0;
+    for (int m = 0; m < NUM_MOE_METRICS; m++) {
+        result->has_metric[m] = sums[SUM_METRIC_USED + m] > 0.0;
+    }
     return 0;
 }
 
-/* Gradients of sums become those of the mean over all tokens. How many they are is known here, but
- * of other ranks' tokens only with their losses. */
-static int scale_by_tokens(struct trainer *trainer, struct step *step)
+/* Gradients of sums become those of the mean over all tokens, whose number the hosts know. */
+static void scale_by_tokens(struct trainer *trainer, const struct step *step)
 {
     double num_tokens = loss_reading_num_tokens(&step->loss);
 
-    if (trainer->groups.world->size > 1) {
-        TRY(finish_losses(trainer, step));
-        num_tokens = step->result.num_tokens;
-    }
+    sum_up(trainer, &num_tokens, 1);
     grad_buckets_scale(&trainer->buckets, (float)(1.0 / fmax(num_tokens, 1.0)));
-    return 0;
 }
 
 /* Gradients of this rank's microbatches become those of the global batch (M5.7). */
-static int finish_gradients(struct trainer *trainer, struct step *step)
+static void finish_gradients(struct trainer *trainer, const struct step *step)
 {
     timers_start(&trainer->timers, "all-grads-sync", 1);
     grad_buckets_finish(&trainer->buckets);
@@ -101,7 +117,9 @@ static int finish_gradients(struct trainer *trainer, struct step *step)
         transformer_stage_finish_batch(&trainer->chunks[i], trainer->stream);
     }
     timers_stop(&trainer->timers, "all-grads-sync", 1);
-    return trainer->options->calculate_per_token_loss ? scale_by_tokens(trainer, step) : 0;
+    if (trainer->options->calculate_per_token_loss) {
+        scale_by_tokens(trainer, step);
+    }
 }
 
 static void advance(struct trainer *trainer, const struct batch_size *size)
@@ -129,7 +147,7 @@ static int run_step(struct trainer *trainer, struct loader *loader, const struct
     result = forward_backward(&walk);
     step->loss = walk.loss;
     TRY(result);
-    TRY(finish_gradients(trainer, step));
+    finish_gradients(trainer, step);
     update_parameters(trainer, step);
     return 0;
 }

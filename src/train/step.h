@@ -9,9 +9,10 @@
  *     train_step_finish(trainer, &step);              waits; step.result is complete
  *     train_step_free(trainer, &step);                also instead of finish
  *
- * The host waits inside of the start all the same where a flag asks for figures that only it can
- * have: timers above level 0, --log-num-zeros-in-grad, and --calculate-per-token-loss with several
- * ranks. */
+ * The start of a step waits for the device all the same where experts on other ranks need to be
+ * told how many rows come, where a flag asks for figures that the device has (timers above level 0,
+ * --log-num-zeros-in-grad), and where GPUs exchange tensors through the host. With several ranks,
+ * hosts wait for each other in a finish, and with --calculate-per-token-loss in a start. */
 #ifndef CADRE_TRAIN_STEP_H
 #define CADRE_TRAIN_STEP_H
 
@@ -30,12 +31,12 @@ struct step_result {
     int64_t iteration, consumed_samples, skipped_samples;
     double learning_rate;
     float *moe_metrics; /* [NUM_MOE_METRICS, num_layers], the step's; NULL: not read */
+    bool has_metric[NUM_MOE_METRICS]; /* a layer of any rank reports it */
 };
 
 struct step {
     struct step_result result;
     struct loss_reading loss;
-    bool has_losses;               /* they are read, and in the result */
     void *grad_norm, *moe_metrics; /* reads; NULL: none under way */
 };
 

@@ -113,12 +113,11 @@ static void report_memory_once(struct training_run *run, int64_t iteration)
 
 /* How many steps the host is behind the one that it has issued last. Where the device works on its
  * own, the figures of a step are read while the next one runs; not where a flag asks for figures
- * that the next step would change, or several ranks sum theirs up on the stream. */
+ * that the next step would change. */
 static int num_steps_behind(const struct training_run *run)
 {
     const struct options *o = run->options;
-    const bool waits = run->trainer.groups.world->size > 1 || o->timing_log_level > 0 ||
-                       o->log_params_norm || o->log_num_zeros_in_grad;
+    const bool waits = o->timing_log_level > 0 || o->log_params_norm || o->log_num_zeros_in_grad;
 
     return run->trainer.stream->device->kind == DEVICE_CUDA && !waits ? 1 : 0;
 }
@@ -438,10 +437,13 @@ int train(const struct options *options)
     if (result == 0) {
         result = train_and_evaluate(&run);
     }
+    training_log_close(&run.log);
+    if (result != 0 && launch_size() > 1 && !launch_is_emulated()) {
+        return result; /* to take groups down is to wait for ranks that may never come to it */
+    }
     for (; run.num_logged < run.num_started; run.num_logged++) { /* after an error */
         train_step_free(&run.trainer, &run.steps[run.num_logged % 2]);
     }
-    training_log_close(&run.log);
     run_data_close(&run.data);
     trainer_destroy(&run.trainer);
     return result;

@@ -126,14 +126,9 @@ static json_t *training_state(struct trainer *trainer)
         (json_int_t)trainer->random_seed);
 }
 
-static int stage_item(void *context, const struct ckpt_item *item, void *host)
+static void copy_to_host(void *context, void *host, const void *data, size_t size_bytes)
 {
-    struct stream *stream = context;
-    const size_t size_bytes =
-        (size_t)box_num_elements(&item->box) * (size_t)dtype_size_bytes(item->dtype);
-
-    stream_copy_to_host(stream, host, item->data, size_bytes);
-    return 0;
+    stream_copy_to_host(context, host, data, size_bytes);
 }
 
 /* The manifest's state; NULL on ranks whose state is not written. */
@@ -168,8 +163,8 @@ int train_checkpoint_save(struct trainer *trainer)
         .iteration = trainer->iteration,
         .items = list.items,
         .num_items = list.num_items,
-        .stage = stage_item,
-        .stage_context = trainer->stream,
+        .copy = copy_to_host,
+        .context = trainer->stream,
         .state = state,
         .ranks = ranks_of(trainer),
     });

@@ -30,6 +30,14 @@ static int create_groups(struct trainer *trainer)
     return 0;
 }
 
+/* The host waits for what it asks of a CPU's stream; a GPU's stream would have to be waited for,
+ * and the null device's moves nothing. */
+static struct stream *create_host_stream(const struct trainer *trainer)
+{
+    return trainer->stream->device->kind == DEVICE_CUDA ? stream_create(device_cpu(), ops_cpu())
+                                                        : trainer->stream;
+}
+
 static struct arena *create_arena(const struct trainer *trainer, const char *name, int64_t bytes)
 {
     struct arena *arena = arena_create(name, &trainer->stream->device->memory);
@@ -171,6 +179,7 @@ int trainer_create(struct trainer *trainer, const struct options *options, int64
     /* One call for all experts: between one call for each, the host would wait for the routing. */
     trainer->config.grouped_gemm |= device->kind == DEVICE_CUDA;
     trainer->stream = stream_create(device, ops);
+    trainer->host_stream = create_host_stream(trainer);
     trainer->run = create_arena(trainer, "run", memory->run_bytes);
     trainer->scratch = create_arena(trainer, "call", memory->scratch_bytes);
     param_list_init(&trainer->params);
@@ -218,6 +227,9 @@ void trainer_destroy(struct trainer *trainer)
     arena_destroy(trainer->run);
     arena_destroy(trainer->boundary);
     arena_destroy(trainer->scratch);
+    if (trainer->host_stream != trainer->stream) {
+        stream_destroy(trainer->host_stream);
+    }
     stream_destroy(trainer->stream);
     groups_destroy(&trainer->groups);
     trainer->stream = NULL;
@@ -308,19 +320,12 @@ void trainer_memory_bytes(const struct trainer *trainer, size_t *used, size_t *p
 
 void trainer_sum(const struct trainer *trainer, struct comm *comm, double *values, int count)
 {
-    struct stream *stream = trainer->stream;
-    const struct arena_mark mark = arena_mark(trainer->scratch);
-    struct tensor sum;
+    struct tensor sum = tensor_of(values, DTYPE_F64, count);
 
-    if (comm->size == 1) {
-        return;
+    if (comm->size > 1) {
+        comm_wait(comm_all_reduce(comm, trainer->host_stream, &sum, COMM_SUM),
+                  trainer->host_stream);
     }
-    sum = tensor_new(trainer->scratch, DTYPE_F64, count);
-    stream_copy_from_host(stream, sum.data, values, (size_t)count * sizeof *values);
-    comm_wait(comm_all_reduce(comm, stream, &sum, COMM_SUM), stream);
-    stream_wait(stream);
-    stream_copy_to_host(stream, values, sum.data, (size_t)count * sizeof *values);
-    arena_release(trainer->scratch, mark);
 }
 
 void trainer_barrier(const struct trainer *trainer)

@@ -28,6 +28,7 @@ struct trainer {
     struct model_config config;
     struct groups groups;
     struct stream *stream;
+    struct stream *host_stream; /* what ranks tell each other from host to host */
     /* By lifetime: the run, activations between stages, a call; the microbatches' are in slots. */
     struct arena *run, *boundary, *scratch;
     struct param_list params; /* of all chunks */
@@ -82,7 +83,8 @@ struct optimizer_rates trainer_rates(const struct trainer *trainer);
 /* A pass over a microbatch, whose activations are kept in the slot. */
 struct pass trainer_pass(struct trainer *trainer, const struct microbatch *microbatch, int slot,
                          bool training, float aux_loss_scale);
-/* values[count] = their sums over the ranks of the group. Waits for the stream. */
+/* values[count] = their sums over the ranks of the group. Hosts wait for each other, not for a
+ * device. */
 void trainer_sum(const struct trainer *trainer, struct comm *comm, double *values, int count);
 /* No rank goes on before all have come. */
 void trainer_barrier(const struct trainer *trainer);

@@ -257,7 +257,7 @@ void training_log_step(struct training_log *log, const struct step_result *resul
     log->num_nan += result->is_nan;
     log->loss_sums[0] += loss;
     for (int m = 0; m < NUM_MOE_METRICS; m++) {
-        if (result->moe_metrics != NULL && trainer->metrics.used[m]) {
+        if (result->moe_metrics != NULL && result->has_metric[m]) {
             log_moe_metric(log, result, (enum moe_metric)m);
         }
     }

@@ -1,7 +1,7 @@
-/* compare_runs REFERENCE RUN: two folders of `cadre pretrain --save FOLDER --tensorboard-dir
- * FOLDER/tensorboard`. Prints how far RUN's losses, gradient norms and final weights are from the
- * reference's, and fails where one is further than the project promises for two mappings of one
- * training in fp32. */
+/* compare_runs fp32|bf16 REFERENCE RUN: two folders of `cadre pretrain --save FOLDER
+ * --tensorboard-dir FOLDER/tensorboard`. Prints how far RUN's losses, gradient norms and final
+ * weights are from the reference's, and fails where one is further than two mappings of one
+ * training in this precision may be. */
 #include <dirent.h>
 #include <math.h>
 #include <stdio.h>
@@ -14,21 +14,30 @@
 
 enum { STEPS_MAX = 256, HEADER_BYTES = 12, FOOTER_BYTES = 4, FILE_BYTES_MAX = 64 << 20 };
 
-/* Scalars of TensorBoard: relative. */
+enum precision { FP32, BF16, NUM_PRECISIONS };
+
+/* Scalars of TensorBoard: relative. Mappings differ by the order of sums: in fp32 a little above
+ * its rounding. In bf16 as far as bf16 itself moves a run: of these models one rank in bf16 is from
+ * one rank in fp32 by up to 2.6e-3 in losses, 2.9e-2 in norms, 0.12 in weights. */
 static const struct {
     const char *tag, *name;
-    double tolerance;
+    double tolerance[NUM_PRECISIONS];
 } series[] = {
-    {"lm loss", "loss", 1e-5},
-    {"load_balancing_loss", "aux", 1e-5},
-    {"seq_load_balancing_loss", "seq_aux", 1e-5},
-    {"global_load_balancing_loss", "global_aux", 1e-5},
-    {"z_loss", "z", 1e-5},
-    {"grad-norm", "norm", 1e-4},
+    {"lm loss", "loss", {1e-5, 3e-3}},
+    {"load_balancing_loss", "aux", {1e-5, 5e-3}},
+    {"seq_load_balancing_loss", "seq_aux", {1e-5, 5e-3}},
+    {"global_load_balancing_loss", "global_aux", {1e-5, 5e-3}},
+    {"z_loss", "z", {1e-5, 5e-3}},
+    {"grad-norm", "norm", {1e-4, 3e-2}},
 };
 enum { NUM_SERIES = sizeof series / sizeof series[0] };
 
-static const double weight_tolerance = 1e-4; /* of a tensor's largest element */
+/* Of a tensor's largest element. What moves by the sign of a difference that rounding makes, or
+ * nearly so (Adam on the bias of keys, whose true gradient is 0; the bias of experts), may differ
+ * by several steps of its rate in bf16: 0.21 between one rank in bf16 and one in fp32. */
+static const double weight_tolerance[NUM_PRECISIONS] = {1e-4, 1e-1};
+static const double sign_tolerance[NUM_PRECISIONS] = {1e-4, 2.5e-1};
+static const char *const moved_by_signs[] = {"linear_qkv.bias", "router.expert_bias"};
 
 struct curves {
     double value[NUM_SERIES][STEPS_MAX];
@@ -117,7 +126,8 @@ static double worse(double worst, double difference)
 }
 
 /* Prints the largest difference of every series that the reference has; true if all are small. */
-static bool compare_curves(const struct curves *reference, const struct curves *run)
+static bool compare_curves(const struct curves *reference, const struct curves *run,
+                           enum precision precision)
 {
     bool good = true;
 
@@ -138,7 +148,7 @@ static bool compare_curves(const struct curves *reference, const struct curves *
         if (num_points > 0 || worst > 0.0) {
             printf(" %s %.1e", series[s].name, worst);
         }
-        good = good && worst <= series[s].tolerance && (s > 0 || num_points > 0);
+        good = good && worst <= series[s].tolerance[precision] && (s > 0 || num_points > 0);
     }
     return good;
 }
@@ -186,25 +196,47 @@ static struct checkpoint *open_newest(const char *folder)
     return checkpoint_open(path, NULL);
 }
 
-/* The largest difference over all weights, and whose it is. */
-static int compare_weights(const char *reference_folder, const char *run_folder, double *worst,
-                           char worst_name[256])
+static double tolerance_of(const char *tensor_name, enum precision precision)
+{
+    for (size_t i = 0; i < sizeof moved_by_signs / sizeof *moved_by_signs; i++) {
+        if (strstr(tensor_name, moved_by_signs[i]) != NULL) {
+            return sign_tolerance[precision];
+        }
+    }
+    return weight_tolerance[precision];
+}
+
+struct weights_difference {
+    double worst, worst_share; /* the largest; the largest share of what its tensor may have */
+    char name[256];            /* whose share that is */
+};
+
+static void take_difference(struct weights_difference *all, const char *name, double difference,
+                            enum precision precision)
+{
+    const double share = difference / tolerance_of(name, precision);
+
+    all->worst = fmax(all->worst, difference);
+    if (share > all->worst_share) {
+        all->worst_share = share;
+        snprintf(all->name, sizeof all->name, "%s", name);
+    }
+}
+
+static int compare_weights(const char *reference_folder, const char *run_folder,
+                           enum precision precision, struct weights_difference *all)
 {
     struct checkpoint *reference = open_newest(reference_folder);
     struct checkpoint *run = reference != NULL ? open_newest(run_folder) : NULL;
     int result = run != NULL ? 0 : -1;
 
-    *worst = 0.0;
     for (int i = 0; result == 0 && i < checkpoint_num_tensors(reference); i++) {
         const struct checkpoint_tensor *tensor = checkpoint_tensor_at(reference, i);
         double difference = 0.0;
 
         if (!tensor->is_optimizer) {
             result = tensor_difference(reference, run, tensor, &difference);
-        }
-        if (difference > *worst) {
-            *worst = difference;
-            snprintf(worst_name, 256, "%s", tensor->name);
+            take_difference(all, tensor->name, difference, precision);
         }
     }
     if (run != NULL) {
@@ -216,23 +248,33 @@ static int compare_weights(const char *reference_folder, const char *run_folder,
     return result;
 }
 
+static int usage(void)
+{
+    printf("compare_runs fp32|bf16 REFERENCE RUN\n");
+    return 1;
+}
+
 int main(int argc, char **argv)
 {
     static struct curves reference, run;
-    double weights;
-    char name[256] = "";
+    struct weights_difference weights = {0};
+    enum precision precision;
     bool good;
 
-    if (argc != 3 || read_curves(&reference, argv[1]) != 0 || read_curves(&run, argv[2]) != 0 ||
-        compare_weights(argv[1], argv[2], &weights, name) != 0) {
-        printf("compare_runs: %s\n", argc == 3 ? error_text() : "needs two folders");
+    if (argc != 4 || (strcmp(argv[1], "fp32") != 0 && strcmp(argv[1], "bf16") != 0)) {
+        return usage();
+    }
+    precision = strcmp(argv[1], "bf16") == 0 ? BF16 : FP32;
+    if (read_curves(&reference, argv[2]) != 0 || read_curves(&run, argv[3]) != 0 ||
+        compare_weights(argv[2], argv[3], precision, &weights) != 0) {
+        printf("compare_runs: %s\n", error_text());
         return 1;
     }
-    good = compare_curves(&reference, &run);
-    printf(" weights %.1e", weights);
-    if (weights > weight_tolerance) {
-        printf(" (%s)", name);
+    good = compare_curves(&reference, &run, precision) && weights.worst_share <= 1.0;
+    printf(" weights %.1e", weights.worst);
+    if (weights.worst_share > 1.0) {
+        printf(" (%s)", weights.name);
     }
     printf("\n");
-    return good && weights <= weight_tolerance ? 0 : 1;
+    return good ? 0 : 1;
 }

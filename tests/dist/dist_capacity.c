@@ -220,7 +220,7 @@ static void run(struct layer *layer, struct result *result, const struct tensor 
     arena_release(layer->saved, (struct arena_mark){0});
     result->y = tensor_new(arena, DTYPE_F32, x->dim[0], HIDDEN);
     result->d_x = tensor_new(arena, DTYPE_F32, x->dim[0], HIDDEN);
-    moe_layer_forward(&layer->moe, &pass, &result->y, x, &result->saved);
+    moe_layer_forward(&layer->moe, &pass, &result->y, x, NULL, &result->saved);
     moe_layer_backward(&layer->moe, &pass, &result->d_x, d_y, &result->saved);
 }
 

@@ -140,8 +140,8 @@ static void run_case(struct world *w, const struct dispatch_case *c,
     dispatcher->dispatch_finish(&pass, &w->rows, &flight);
     y_rows = tensor_new(scratch, c->dtype, w->rows.num_rows, HIDDEN);
     experts_layer_forward(&w->experts, &pass, &y_rows, &w->rows, &saved);
-    dispatcher->combine_start(&pass, &w->rows, &w->y, &y_rows, &flight);
-    dispatcher->combine_finish(&pass, &w->rows, &w->y, &flight);
+    dispatcher->combine_start(&pass, &w->rows, &w->y, &y_rows, &w->x, &flight);
+    dispatcher->combine_finish(&pass, &w->rows, &w->y, &w->x, &flight);
     d_rows = tensor_new(scratch, c->dtype, w->rows.num_rows, HIDDEN);
     d_row_prob = tensor_new(scratch, DTYPE_F32, w->rows.num_rows);
     dispatcher->combine_backward_start(&pass, &w->rows, &w->d_y, &d_y_rows, &flight);

@@ -116,7 +116,7 @@ static void run_tokens(struct layer *layer, const struct moe_case *c, int rank)
     }
     layer->y = tensor_new(arena, DTYPE_F32, n, HIDDEN);
     layer->d_x = tensor_new(arena, DTYPE_F32, n, HIDDEN);
-    moe_layer_forward(&layer->moe, &pass, &layer->y, &x, &saved);
+    moe_layer_forward(&layer->moe, &pass, &layer->y, &x, NULL, &saved);
     moe_layer_backward(&layer->moe, &pass, &layer->d_x, &d_y, &saved);
     if (arena_used_bytes(layer->scratch) != 0) {
         dist_failed("%zu bytes of scratch were not given back", arena_used_bytes(layer->scratch));

@@ -1,31 +1,46 @@
-/* comm_nccl.c and nccl_channel.c over a pretended NCCL and CUDA runtime, for machines without
- * several GPUs: what is called, with which sizes, and that nobody waits for ever. The pretended
- * NCCL moves the host's memory over MPI. As the real one does, it joins and connects ranks in the
- * background, and a communicator's work waits for the work before it. ranks: 2 3 4 */
+/* comm_nccl.c, nccl_channel.c and rendezvous.c over a pretended NCCL and CUDA runtime, for machines
+ * without several GPUs: what is called, with which sizes, and that nobody waits for ever. The
+ * pretended NCCL moves the host's memory over MPI. As the real one does, it joins and connects
+ * ranks in the background, and a communicator's work waits for the work before it. ranks: 2 3 4 */
 #if defined CADRE_MPI && __has_include(<nccl.h>) && __has_include(<cublasLt.h>)
 
 /* A build with CUDA has the real ones too. */
 #define cudaDeviceGetStreamPriorityRange pretended_priorities
+#define cudaDeviceSynchronize pretended_device_synchronize
 #define cudaEventCreateWithFlags pretended_event_create
 #define cudaEventDestroy pretended_event_destroy
 #define cudaEventQuery pretended_event_query
 #define cudaEventRecord pretended_event_record
+#define cudaFree pretended_free
 #define cudaGetDeviceProperties pretended_properties
+#define cudaGetDriverEntryPointByVersion pretended_driver
 #define cudaGetErrorString pretended_error_string
+#define cudaGetLastError pretended_last_error
+#define cudaIpcCloseMemHandle pretended_ipc_close
+#define cudaIpcGetMemHandle pretended_ipc_get
+#define cudaIpcOpenMemHandle pretended_ipc_open
+#define cudaMalloc pretended_malloc
+#define cudaMemset pretended_memset
 #define cudaSetDevice pretended_set_device
 #define cudaStreamCreateWithPriority pretended_stream_create
 #define cudaStreamDestroy pretended_stream_destroy
 #define cudaStreamSynchronize pretended_stream_synchronize
 #define cudaStreamWaitEvent pretended_stream_wait
 #define cudaThreadExchangeStreamCaptureMode pretended_capture_mode
+#define device_cuda_share_multiprocessors pretended_share
 #define nccl_library pretended_nccl
 #define CADRE_NCCL
 
 #include "../../src/comm/comm_nccl.c"
+#undef CUDA_CHECK
+#include "../../src/comm/rendezvous.c"
+#undef CUDA_CHECK
 #include "../../src/comm/nccl_channel.c"
 
+#include <fcntl.h>
 #include <mpi.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "comm/progress.h"
@@ -43,9 +58,13 @@ struct sum {
     enum comm_reduction reduction;
 };
 
+/* A group of calls of NCCL; without a comm, one thing that the stream does by itself. */
 struct work {
     struct work *next;
     ncclComm_t comm;
+    bool (*run)(struct work *work); /* the one thing; true when it is done */
+    _Atomic uint32_t *at;
+    uint32_t value;
     bool posted;
     int num_messages, num_sums;
     struct {
@@ -65,7 +84,8 @@ struct CUstream_st {
 
 struct CUevent_st {
     cudaStream_t stream;
-    int64_t after; /* this much of the stream's work */
+    int64_t after;    /* this much of the stream's work */
+    bool is_captured; /* part of a graph: it cannot be asked */
 };
 
 struct ncclComm {
@@ -86,6 +106,8 @@ static pthread_mutex_t pretence = PTHREAD_MUTEX_INITIALIZER;
 static cudaStream_t streams;
 static ncclComm_t grouped;
 static int group_depth;
+static atomic_bool pretend_capture; /* the graph runs as it is captured */
+static atomic_int num_connecting;   /* communicators with calls that are not on their stream yet */
 static atomic_bool stop_pretending;
 
 static int tag_of(const struct ncclComm *comm, int which)
@@ -129,6 +151,9 @@ static bool work_is_done(struct work *work)
 {
     int done;
 
+    if (work->comm == NULL) {
+        return work->run(work);
+    }
     progress_lock();
     if (!work->posted) {
         work_post(work);
@@ -159,6 +184,155 @@ static void *pretended_gpu(void *unused)
 }
 
 /* ---- CUDA ---- */
+
+static void append(cudaStream_t s, struct work *work)
+{
+    struct work **link;
+
+    pthread_mutex_lock(&pretence);
+    for (link = &s->work; *link != NULL; link = &(*link)->next) {
+    }
+    *link = work;
+    s->num_issued++;
+    pthread_mutex_unlock(&pretence);
+}
+
+static void append_own(cudaStream_t s, struct work facts)
+{
+    struct work *work = calloc(1, sizeof *work);
+
+    *work = facts;
+    append(s, work);
+}
+
+static bool run_wait(struct work *work)
+{
+    return (int32_t)(atomic_load(work->at) - work->value) >= 0;
+}
+
+static bool run_write(struct work *work)
+{
+    atomic_store(work->at, work->value);
+    return true;
+}
+
+static CUresult stream_wait_value(CUstream s, CUdeviceptr at, cuuint32_t value, unsigned flags)
+{
+    append_own(s, (struct work){.run = run_wait, .at = (_Atomic uint32_t *)at, .value = value});
+    return CUDA_SUCCESS;
+}
+
+static CUresult stream_write_value(CUstream s, CUdeviceptr at, cuuint32_t value, unsigned flags)
+{
+    append_own(s, (struct work){.run = run_write, .at = (_Atomic uint32_t *)at, .value = value});
+    return CUDA_SUCCESS;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version,
+                                             unsigned long long flags,
+                                             enum cudaDriverEntryPointQueryResult *found)
+{
+    *function = strcmp(name, "cuStreamWaitValue32") == 0 ? (void *)stream_wait_value
+                                                         : (void *)stream_write_value;
+    *found = cudaDriverEntryPointSuccess;
+    return cudaSuccess;
+}
+
+/* Memory that other processes can open by its name. */
+enum { ALLOCATIONS_MAX = 64 };
+
+static struct allocation {
+    char name[64];
+    void *memory;
+    size_t size_bytes;
+} allocations[ALLOCATIONS_MAX];
+
+static void *map(const char *name, int flags, size_t size_bytes)
+{
+    const int descriptor = shm_open(name, flags, 0600);
+    void *memory;
+
+    CHECK(descriptor >= 0 && ((flags & O_CREAT) == 0 || ftruncate(descriptor, size_bytes) == 0),
+          "%s", name);
+    memory = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    CHECK(memory != MAP_FAILED, "%s", name);
+    close(descriptor);
+    return memory;
+}
+
+static struct allocation *allocation_of(const void *memory)
+{
+    int i = 0;
+
+    while (allocations[i].memory != memory) {
+        CHECK(++i < ALLOCATIONS_MAX, "no allocation at %p", memory);
+    }
+    return &allocations[i];
+}
+
+cudaError_t cudaMalloc(void **memory, size_t size_bytes)
+{
+    static int count;
+    struct allocation *allocation = allocation_of(NULL);
+
+    snprintf(allocation->name, sizeof allocation->name, "/dist_nccl-%d-%d", getpid(), count++);
+    allocation->size_bytes = size_bytes;
+    *memory = allocation->memory = map(allocation->name, O_CREAT | O_RDWR, size_bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *memory)
+{
+    struct allocation *allocation = allocation_of(memory);
+
+    munmap(memory, allocation->size_bytes);
+    shm_unlink(allocation->name);
+    allocation->memory = NULL;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemset(void *memory, int value, size_t size_bytes)
+{
+    memset(memory, value, size_bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize(void)
+{
+    return cudaSuccess;
+}
+
+void device_cuda_share_multiprocessors(void)
+{
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *memory)
+{
+    memcpy(handle, allocation_of(memory)->name, sizeof *handle);
+    return cudaSuccess;
+}
+
+static size_t open_bytes(void)
+{
+    return num_counters() * sizeof(uint32_t);
+}
+
+cudaError_t cudaIpcOpenMemHandle(void **memory, cudaIpcMemHandle_t handle, unsigned flags)
+{
+    *memory = map((const char *)&handle, O_RDWR, open_bytes());
+    return cudaSuccess;
+}
+
+cudaError_t cudaIpcCloseMemHandle(void *memory)
+{
+    munmap(memory, open_bytes());
+    return cudaSuccess;
+}
 
 cudaError_t cudaSetDevice(int index)
 {
@@ -245,12 +419,16 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t s)
 {
-    *event = (struct CUevent_st){s, s != NULL ? s->num_issued : 0};
+    CHECK(!pretend_capture || num_connecting == 0, "two threads add to a graph");
+    *event = (struct CUevent_st){s, s != NULL ? s->num_issued : 0, pretend_capture};
     return cudaSuccess;
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
+    if (event->is_captured) {
+        return cudaErrorCapturedEvent;
+    }
     return is_past(event->stream, event->after) ? cudaSuccess : cudaErrorNotReady;
 }
 
@@ -271,7 +449,7 @@ static void device_wait(struct comm_handle handle)
 {
     comm_wait(handle, device_stream);
     for (; num_blocked > 0; num_blocked--) {
-        while (cudaEventQuery(&blocked[num_blocked - 1]) != cudaSuccess) {
+        while (!is_past(blocked[num_blocked - 1].stream, blocked[num_blocked - 1].after)) {
             usleep(20);
         }
     }
@@ -336,15 +514,9 @@ static void tell_everyone(ncclComm_t comm)
 
 static void put_on_stream(ncclComm_t comm)
 {
-    struct work **link;
-
-    pthread_mutex_lock(&pretence);
-    for (link = &comm->stream->work; *link != NULL; link = &(*link)->next) {
-    }
-    *link = comm->connecting;
+    append(comm->stream, comm->connecting);
     comm->connecting = NULL;
-    comm->stream->num_issued++;
-    pthread_mutex_unlock(&pretence);
+    num_connecting--;
 }
 
 static ncclResult_t get_async_error(ncclComm_t comm, ncclResult_t *result)
@@ -412,6 +584,7 @@ static ncclResult_t group_end(void)
         return ncclSuccess;
     }
     comm->connecting = comm->open;
+    num_connecting++;
     comm->open = NULL;
     comm->num_polls = comm->num_works % 3;
     return ncclInProgress;
@@ -494,7 +667,11 @@ static ncclResult_t all_gather(const void *in, void *out, size_t count, ncclData
 static ncclResult_t reduce(const void *in, void *out, size_t count, ncclDataType_t type,
                            ncclRedOp_t op, int root, ncclComm_t comm, cudaStream_t s)
 {
-    static const enum dtype dtypes[] = {[ncclFloat32] = DTYPE_F32, [ncclBfloat16] = DTYPE_BF16};
+    static const enum dtype dtypes[] = {[ncclFloat32] = DTYPE_F32,
+                                        [ncclBfloat16] = DTYPE_BF16,
+                                        [ncclFloat64] = DTYPE_F64,
+                                        [ncclInt32] = DTYPE_I32,
+                                        [ncclInt64] = DTYPE_I64};
     struct work *work = open_work(comm, s);
     const size_t size_bytes = bytes_of(count, type);
     struct sum *sum;
@@ -559,9 +736,78 @@ const struct nccl_library *nccl_library(void)
     return &library;
 }
 
-static void *device_address(void *host)
+static struct tensor device_copy(const struct tensor *host)
 {
-    return host;
+    return *host;
+}
+
+/* They are the same bytes. */
+static void device_read(const struct tensor *on_device, struct tensor *host)
+{
+}
+
+static void device_release(void)
+{
+}
+
+static void some_of_each(void)
+{
+    all_reduce_and_broadcast(DTYPE_F32, 31);
+    gather_and_scatter(DTYPE_BF16, 17);
+    messages(DTYPE_F32, 5);
+}
+
+/* Collectives of a graph are never asked whether they are done, but its launches are; they leave
+ * nothing behind, and others come after them. */
+static void a_graph_is_watched_by_its_launches(const struct device *device)
+{
+    int members[RANKS_MAX];
+
+    for (int r = 0; r < launch_size(); r++) {
+        members[r] = r;
+    }
+    group = comm_create("captured", 0, members, launch_size());
+    device_stream = stream_create(device, ops_cpu());
+    some_of_each();
+    some_of_each(); /* the pretended NCCL is slow at every third work of a communicator */
+    comm_nccl_capture_begin();
+    pretend_capture = true;
+    some_of_each();
+    pretend_capture = false;
+    comm_nccl_capture_end();
+    for (int i = 0; i < 3; i++) {
+        comm_nccl_graph_launched(device_stream);
+        usleep(2 * WATCH_PAUSE_NS / 1000);
+    }
+    some_of_each();
+    pthread_mutex_lock(&state.lock);
+    for (const struct nccl_operation *op = state.launched; op != NULL; op = op->next) {
+        if (op->captured || op->channel == NULL) {
+            dist_failed("%s is still watched", name_of(op));
+        }
+    }
+    pthread_mutex_unlock(&state.lock);
+    stream_destroy(device_stream);
+    comm_destroy(group);
+}
+
+/* Of every message one way, both ranks have come as often; and messages did meet. */
+static void every_rendezvous_was_kept(void)
+{
+    int64_t num_met = 0;
+
+    for (size_t i = 0; i < num_counters(); i += NUM_SIDES) {
+        num_met += shared.counts[i + SENDER];
+        if (shared.mine[i + RECEIVER] != shared.counts[i + SENDER] ||
+            shared.mine[i + SENDER] != shared.counts[i + RECEIVER]) {
+            dist_failed("counter %zu: %u messages sent and %u received here, there %u and %u", i,
+                        shared.counts[i + SENDER], shared.counts[i + RECEIVER],
+                        shared.mine[i + SENDER], shared.mine[i + RECEIVER]);
+        }
+    }
+    if (num_met == 0) {
+        dist_failed("no message was begun together");
+    }
 }
 
 int main(int argc, char **argv)
@@ -576,7 +822,10 @@ int main(int argc, char **argv)
     if (!comm_nccl_is_chosen()) {
         dist_failed("every rank has a GPU of its own, but NCCL is not chosen");
     }
-    run_device_collectives(&device);
+    run_device_collectives(&device, 30011);
+    every_rendezvous_was_kept();
+    a_graph_is_watched_by_its_launches(&device);
+    close_all();
     stop_pretending = true;
     pthread_join(gpu, NULL);
     return dist_end();

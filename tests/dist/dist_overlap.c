@@ -102,7 +102,7 @@ static double run_once(struct layer *layer, const struct tensor *x)
     dist_fill(&together, 2, 0);
     comm_wait(comm_all_reduce(layer->groups.world, stream, &together, COMM_MAX), stream);
     start = clock_seconds();
-    moe_layer_forward(&layer->moe, &pass, &y, x, &saved);
+    moe_layer_forward(&layer->moe, &pass, &y, x, NULL, &saved);
     moe_layer_backward(&layer->moe, &pass, &d_x, x, &saved);
     arena_release(layer->saved, (struct arena_mark){0});
     return clock_seconds() - start;

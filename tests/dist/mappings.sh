@@ -1,20 +1,35 @@
 #!/bin/bash
-# mappings.sh MPIEXEC BUILD [--all | NAME...]: "any mapping, same curve". Trains small models in fp32 for 20 iterations
-# on one rank and under the mappings of mappings.txt (those marked quick; --all; or by name), and compares initial
-# weights bit for bit, and every loss, gradient norm and final weight (compare_runs.c has the tolerances). Those marked
-# resume are also stopped after 10 iterations and resumed: the same bits.
+# mappings.sh MPIEXEC BUILD [OPTION...] [--all | NAME...]: "any mapping, same curve". Trains small models for 20 iterations
+# on one rank and under the mappings of mappings.txt (those marked quick; --all; or by name), and compares every loss,
+# gradient norm and final weight (compare_runs.c has the tolerances), in fp32 also the initial weights, bit for bit. Those
+# marked resume are also stopped after 10 iterations and resumed: the same bits.
+#   --device cuda   on GPUs over NCCL; ranks that share one give themselves out for as many hosts. Else on the CPU. As
+#                   starts are most of the time there, all runs of a number of ranks are one job's (many_runs.c), and
+#                   initial weights are those of the quick mappings. MAPPINGS_SECONDS: the most for a job's runs.
+#   --bf16          in bf16 against one rank in bf16, instead of fp32
+#   --ranks N       only the mappings of N ranks
+#   --jobs N        so many mappings at a time; else one
 set -uo pipefail
 source=$(cd "$(dirname "$0")/../.." && pwd)
 mpiexec=$1
-build=$2
+build=$(cd "$2" && pwd)
 shift 2
+device=cpu precision=fp32 only_ranks='' num_jobs=1
+while [ $# -gt 0 ]; do
+    case $1 in
+    --device) device=$2 && shift 2 ;;
+    --bf16) precision=bf16 && shift ;;
+    --ranks) only_ranks=$2 && shift 2 ;;
+    --jobs) num_jobs=$2 && shift 2 ;;
+    *) break ;;
+    esac
+done
 selected=" ${*:-quick} "
 export CADRE=$build/cadre
-num_failed=0
-num_run=0
 
 . "$source/tests/e2e/lib/tiny_run.sh"
-folder=$build/dist_mappings
+. "$source/tests/gpu/lib/nccl.sh"
+folder=${MAPPINGS_FOLDER:-$build/dist_mappings}
 rm -rf "$folder"
 mkdir -p "$folder"
 cd "$folder" || exit 1
@@ -27,8 +42,9 @@ common=(
     --hidden-dropout 0 --init-method-std 0.1 --tokenizer-type NullTokenizer --vocab-size 128
     --data-path tiny_text_document --split 90,5,5 --micro-batch-size 2 --global-batch-size 16 --train-iters 20
     --lr 2e-3 --min-lr 1e-4 --lr-decay-style cosine --lr-decay-iters 20 --lr-warmup-iters 2 --log-interval 1 --eval-iters 0
-    --save-interval 1000 --distributed-timeout-minutes 2
+    --save-interval 1000 --device "$device" --distributed-timeout-minutes $([ "$device" = cuda ] && echo 0.5 || echo 2)
 )
+[ $precision = fp32 ] || common+=(--bf16)
 moe=(
     --num-layers 4 --ffn-hidden-size 40 --kv-channels 6 --group-query-attention --num-query-groups 4
     --normalization RMSNorm --position-embedding-type rope --swiglu --disable-bias-linear --num-experts 8
@@ -81,20 +97,58 @@ mapping_flags() {
     echo --make-vocab-size-divisible-by $((padded_vocab / tp))
 }
 
-# train RANKS FOLDER FLAGS...: one rank is a process without MPI.
+# complain LOG: what it says of a failure
+complain() {
+    grep -m 3 -E '^cadre: |signal|runtime error|ERROR: AddressSanitizer' "$1" || tail -n 5 "$1"
+}
+
+# explain_missing LOG: why a run has not ended well; 2 where there was no time for it.
+explain_missing() {
+    if [ -e out_of_time ] && ! grep -qE '^cadre: (error|rank)' "$1" 2>/dev/null; then
+        echo "no time for $(basename "$1" .log)"
+        return 2
+    fi
+    [ -e "$1" ] && complain "$1" || echo "was not run"
+    return 1
+}
+
+# train RANKS RUN FOLDER FLAGS...: saves in the folder, logs in RUN.log. One rank is a process without MPI. On GPUs the run
+# is only listed, or, when all runs have been made, looked at.
+listing=0
 train() {
-    local ranks=$1 to=$2
-    shift 2
-    if [ "$ranks" = 1 ]; then
-        set -- "$CADRE" pretrain "$@"
+    local ranks=$1 run=$2 to=$3
+    shift 3
+    set -- "$@" --save "$to" --tensorboard-dir "$to/tensorboard"
+    if [ $listing = 1 ]; then
+        echo "$run $*" >>"runs.$ranks"
+    elif [ "$device" = cuda ]; then
+        [ -e "$run.ok" ] || { explain_missing "$run.log"; return; }
+        [ "$ranks" = 1 ] || grep -q "over NCCL" "$run.log" || { echo "not over NCCL"; return 1; }
+    elif [ "$ranks" = 1 ]; then
+        "$CADRE" pretrain "$@" >"$run.log" 2>&1 || { complain "$run.log"; return 1; }
     else
-        set -- "$mpiexec" -n "$ranks" "$CADRE" pretrain "$@"
+        "$mpiexec" -n "$ranks" "$CADRE" pretrain "$@" >"$run.log" 2>&1 || { complain "$run.log"; return 1; }
     fi
-    mkdir -p "$to"
-    if ! "$@" --save "$to" --tensorboard-dir "$to/tensorboard" >>"$to/log" 2>&1; then
-        grep -m 3 -E '^cadre: |signal|runtime error|ERROR: AddressSanitizer' "$to/log" || tail -n 5 "$to/log"
-        return 1
-    fi
+}
+
+# make_runs RANKS: those that are listed, whole ones first. One that ends the job is left out of the next. Two blocks of
+# NCCL's are two channels for each communicator to connect, instead of 24, which takes longer than a run.
+make_runs() {
+    local launcher=() first=1 run status
+    [ "$1" = 1 ] || launcher=(launch_over_nccl "$mpiexec" "$1")
+    awk '{ print (index($1, ".") && $1 !~ /^reference/), NR, $0 }' "runs.$1" | sort -n -k 1,1 -k 2,2 | cut -d " " -f 3- \
+        >"sorted.$1"
+    while tail -n +"$first" "sorted.$1" >runs.left && [ -s runs.left ]; do
+        NCCL_MAX_CTAS=2 LAUNCH_SECONDS=${MAPPINGS_SECONDS:-600} "${launcher[@]}" "$build/tests/many_runs" runs.left \
+            >>"job.$1.log" 2>&1 </dev/null
+        status=$?
+        [ $status != 124 ] || touch out_of_time
+        [ $status != 0 ] && [ $status != 124 ] || break
+        while read -r run _ && [ -e "$run.ok" ]; do
+            first=$((first + 1))
+        done <runs.left
+        first=$((first + 1))
+    done
 }
 
 hashes() {
@@ -108,52 +162,112 @@ initial_weights() {
 # A step of learning rate 0 changes no weight.
 still=(--train-iters 1 --lr 0 --min-lr 0 --weight-decay 0)
 
-# The runs of one rank, made once for every model.
-make_reference() {
-    local to=reference.$1
-    [ ! -d "$to" ] || return 0
-    train 1 "$to" "${common[@]}" $(model_flags "$1") $(mapping_flags) &&
-        train 1 "$to.start" "${common[@]}" $(model_flags "$1") $(mapping_flags) "${still[@]}" &&
-        initial_weights "$to.start" >"$to.weights" && [ -s "$to.weights" ]
+# train_reference MODEL: the runs of one rank
+train_reference() {
+    local run=reference.$1
+    set -- "${common[@]}" $(model_flags "$1") $(mapping_flags)
+    train 1 "$run" "$run" "$@" || return 1
+    [ $precision = bf16 ] || train 1 "$run.start" "$run.start" "$@" "${still[@]}"
 }
 
-check_start() {
-    train "$2" "$1.start" "${@:4}" "${still[@]}" || return 1
-    initial_weights "$1.start" | diff - "reference.$3.weights" >"$1.start/difference" ||
-        { echo "other initial weights: $(grep -c '^<' "$1.start/difference") tensors"; return 1; }
+# checks_start WORDS...: whether a mapping's initial weights are compared
+checks_start() {
+    [ $precision = fp32 ] && { [ "$device" = cpu ] || [[ " $* " == *" quick "* ]]; }
 }
 
-check_resume() {
-    train "$2" "$1.parts" "${@:4}" --exit-interval 10 && train "$2" "$1.parts" "${@:4}" --load "$1.parts" || return 1
-    diff <(hashes "$1") <(hashes "$1.parts") >"$1.parts/difference" ||
-        { echo "resumed: other bits in $(grep -c '^<' "$1.parts/difference") tensors"; return 1; }
-}
-
-# check NAME RANKS MODEL WORDS...
-check() {
-    local name=$1 ranks=$2 model=$3 start=$SECONDS result
+# train_mapping NAME RANKS MODEL WORDS...: prints how far it is from one rank, and what is wrong.
+train_mapping() {
+    local name=$1 ranks=$2 model=$3 words
     shift 3
-    set -- "${common[@]}" $(model_flags "$model") $(mapping_flags "$@") $([[ " $* " != *" resume "* ]] || echo resume)
-    result=$(
-        resume=0
-        [ "${*: -1}" != resume ] || resume=1
-        set -- "${@:1:$#-resume}"
-        make_reference "$model" && train "$ranks" "$name" "$@" && "$build/tests/compare_runs" "reference.$model" "$name" &&
-            check_start "$name" "$ranks" "$model" "$@" &&
-            if [ $resume = 1 ]; then check_resume "$name" "$ranks" "$model" "$@"; fi
-    ) && status=ok || status=FAILED
-    [ $status = ok ] || num_failed=$((num_failed + 1))
-    num_run=$((num_run + 1))
-    printf '%-6s %-20s %2d ranks %4d s %s\n' $status "$name" "$ranks" $((SECONDS - start)) "$result"
-    [ $status = FAILED ] || rm -rf "$name" "$name.start" "$name.parts"
+    words=" $* "
+    set -- "${common[@]}" $(model_flags "$model") $(mapping_flags "$@")
+    train "$ranks" "$name" "$name" "$@" || return
+    [ $listing = 1 ] || "$build/tests/compare_runs" $precision "reference.$model" "$name" || return 1
+    ! checks_start "$words" || train "$ranks" "$name.start" "$name.start" "$@" "${still[@]}" || return
+    [[ $words != *" resume "* ]] || {
+        train "$ranks" "$name.first" "$name.parts" "$@" --exit-interval 10 &&
+            train "$ranks" "$name.second" "$name.parts" "$@" --load "$name.parts"
+    }
 }
 
-while read -r name ranks model words; do
-    case "$name" in "" | "#"*) continue ;; esac
-    if [ "$selected" = " --all " ] || [[ $selected == *" $name "* ]] ||
-        { [ "$selected" = " quick " ] && [[ " $words " == *" quick "* ]]; }; then
-        check "$name" "$ranks" "$model" $words </dev/null
-    fi
-done <"$source/tests/dist/mappings.txt"
-echo "$num_run mappings, $num_failed failed"
-[ $num_failed = 0 ] && [ $num_run -gt 0 ]
+# The same tensors in two lists of hashes, of which there are some.
+same_hashes() { # WHAT LIST LIST
+    local num_others
+    num_others=$(diff <(echo "$2") <(echo "$3") | grep -c '^<')
+    [ -n "$2" ] && [ "$num_others" = 0 ] || { echo "$1 in $num_others tensors"; return 1; }
+}
+
+# compare_bits NAME RANKS MODEL WORDS...: of initial weights, and after a stop.
+compare_bits() {
+    ! checks_start "${@:4}" ||
+        same_hashes "other initial weights" "$(initial_weights "$1.start")" "$(initial_weights "reference.$3.start")" ||
+        return 1
+    [ ! -d "$1.parts" ] || same_hashes "resumed: other bits" "$(hashes "$1")" "$(hashes "$1.parts")"
+}
+
+# check NAME RANKS MODEL WORDS...: one line
+check() {
+    local name=$1 start=$SECONDS status=ok result
+    result=$(train_mapping "$@" && compare_bits "$@")
+    case $? in
+    0) ;;
+    2) status="-" ;;
+    *) status=FAILED ;;
+    esac
+    printf '%-6s %s %-20s %2d ranks %4d s %s\n' $status $precision "$name" "$2" $((SECONDS - start)) "$result"
+    case $status in
+    ok) rm -rf "$name" "$name".* ;;
+    FAILED) touch "failed.$name" ;;
+    *) touch "untimed.$name" ;;
+    esac
+}
+
+# The chosen lines of mappings.txt.
+chosen_mappings() {
+    local name ranks model words
+    while read -r name ranks model words; do
+        case "$name" in "" | "#"*) continue ;; esac
+        [ -z "$only_ranks" ] || [ "$only_ranks" = "$ranks" ] || continue
+        if [ "$selected" = " --all " ] || [[ $selected == *" $name "* ]] ||
+            { [ "$selected" = " quick " ] && [[ " $words " == *" quick "* ]]; }; then
+            echo "$name $ranks $model $words"
+        fi
+    done <"$source/tests/dist/mappings.txt"
+}
+
+# start COMMAND...: beside at most num_jobs - 1 others
+start() {
+    while [ "$(jobs -rp | wc -l)" -ge "$num_jobs" ]; do
+        wait -n
+    done
+    "$@" </dev/null &
+}
+
+chosen_mappings >chosen
+chosen_models=$(awk '{ print $3 }' chosen | sort -u)
+if [ "$device" = cuda ]; then
+    listing=1
+    for model in $chosen_models; do
+        train_reference "$model"
+    done
+    while read -r mapping; do
+        train_mapping $mapping
+    done <chosen
+    listing=0
+    for ranks in $( (echo 1; awk '{ print $2 }' chosen) | sort -nu); do
+        make_runs "$ranks"
+    done
+fi
+for model in $chosen_models; do
+    start train_reference "$model"
+done
+wait
+while read -r mapping; do
+    start check $mapping
+done <chosen
+wait
+num_run=$(wc -l <chosen)
+num_failed=$(find . -maxdepth 1 -name 'failed.*' | wc -l)
+num_untimed=$(find . -maxdepth 1 -name 'untimed.*' | wc -l)
+echo "$num_run mappings in $precision, $num_failed failed$([ "$num_untimed" = 0 ] || echo ", $num_untimed without time")"
+[ $((num_failed + num_untimed)) = 0 ] && [ "$num_run" -gt 0 ]

@@ -614,8 +614,13 @@ static void expect_step(const struct options *o)
         }
     }
     expect_parameters(o);
-    expect_all_reduce(DP_CP, 3, 8); /* loss, tokens, whether one was NaN */
-    expect_all_reduce(PP, 3, 8);
+    /* loss, tokens, whether one was NaN, which of four metrics are used */
+    expect_all_reduce(DP_CP, 7, 8);
+    expect_all_reduce(PP, 7, 8);
+    if (o->calculate_per_token_loss) {
+        expect_all_reduce(DP_CP, 1, 8);
+        expect_all_reduce(PP, 1, 8);
+    }
     expect_all_reduce(WORLD, 1, 8); /* gradient norm */
     for (int64_t i = 0; o->moe_router_enable_expert_bias && i < z.L / z.size[PP]; i++) {
         expect_all_reduce(TP_CP, z.E, 4);

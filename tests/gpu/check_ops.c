@@ -1,8 +1,9 @@
-/* check_ops [F32|BF16] [attention|dense|moe] [aligned|shifted] [small|tiny]: every op on the GPU
- * against the same op on the CPU (whose products are sums in double here), on fresh random inputs,
- * into poisoned outputs, in packed, odd and empty sizes, with tensors that begin at aligned
+/* check_ops [F32|BF16] [attention|dense|moe] [aligned|shifted] [small|tiny] [shared]: every op on
+ * the GPU against the same op on the CPU (whose products are sums in double here), on fresh random
+ * inputs, into poisoned outputs, in packed, odd and empty sizes, with tensors that begin at aligned
  * addresses and (attention apart) an element after; and twice on the GPU, for the same bits. Prints
- * a line an op, and a table of failures last. */
+ * a line an op, and a table of failures last. shared: as where communication may hold
+ * multiprocessors, which is when the experts' products share out their tiles as they go. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,6 +70,12 @@ static int64_t reduced(int64_t n)
     const int64_t fewer = n / 4 + (n > 0);
 
     return !has_word("tiny") ? n : n % 8 == 0 ? (fewer + 7) / 8 * 8 : fewer;
+}
+
+/* What `reduced` makes `n`, an even number, of where a kernel is chosen by the size. */
+static int64_t tiny_origin(int64_t n)
+{
+    return 4 * n - 4;
 }
 
 /* Whether the command line names this one, or none of the three. */
@@ -407,8 +414,15 @@ static void check_qkv(int64_t t, int64_t a, int64_t g, int64_t d, int64_t p, boo
 static void check_attention(int64_t s, int64_t s_kv, int64_t b, int64_t a, int64_t g, int64_t d,
                             bool causal, bool documents, float p)
 {
+    const int64_t per_group = a / g;
+
     s = reduced(s);
     s_kv = reduced(s_kv);
+    if (has_word("tiny")) {
+        b = (b + 1) / 2;
+        g = (g + 1) / 2;
+        a = g * per_group;
+    }
     begin(documents ? "attention, documents" : p > 0.0f ? "attention, dropout" : "attention");
     const int64_t kv_length = s_kv - 3 > s ? s_kv - 3 : s, q_start = causal ? kv_length - s : 0;
     const int64_t rows = s_kv > kv_length ? s_kv : kv_length;
@@ -534,8 +548,15 @@ static void check_cross_entropy(int64_t t, int64_t v)
                 d_loss = NORMAL(DTYPE_F32, 1.0, t);
     struct trio max = POISON(DTYPE_F32, t), sum_exp = POISON(DTYPE_F32, t);
     struct trio target = POISON(DTYPE_F32, t), loss = POISON(DTYPE_F32, t);
-    struct trio higher = NORMAL(DTYPE_F32, 1.0, t);
+    struct trio higher = NORMAL(DTYPE_F32, 1.0, t), d_logits = POISON(act, t, v);
 
+    BOTH(cross_entropy_forward, cross_entropy, .max = D(max), .sum_exp = D(sum_exp),
+         .target = D(target), .d_logits = D(d_logits), .logits = D(logits), .label = D(label),
+         .d_loss = D(d_loss), .vocab_start = v / 2);
+    CLOSE(max);
+    CLOSE(sum_exp);
+    CLOSE(target);
+    CLOSE(d_logits);
     BOTH(cross_entropy_forward, cross_entropy, .max = D(max), .sum_exp = D(sum_exp),
          .target = D(target), .logits = D(logits), .label = D(label), .vocab_start = v / 2);
     CLOSE(max);
@@ -759,7 +780,9 @@ static void check_permutation(int64_t t, int64_t e, int64_t k, int64_t h, double
     SAME(copies);
     BOTH(row_sum, row_sum, .y = D(y), .rows = D(rows), .row_of = D(row_of));
     CLOSE(y);
-    BOTH(row_sum, row_sum, .y = D(sum), .rows = D(rows), .row_of = D(row_of), .accumulate = true);
+    BOTH(row_sum, row_sum, .y = D(y), .rows = D(rows), .row_of = D(row_of), .residual = D(sum));
+    CLOSE(y);
+    BOTH(row_sum, row_sum, .y = D(sum), .rows = D(rows), .row_of = D(row_of), .residual = D(sum));
     CLOSE(sum);
 }
 
@@ -930,6 +953,9 @@ static void check_attentions(void)
     check_attention_parts(75, 2, 4, 2, 64, 0.0f);
     check_attention_parts(33, 2, 3, 1, 40, 0.0f);
     check_attention_parts(33, 2, 3, 1, 40, 0.2f); /* its second part begins at no multiple of 4 */
+    check_attention_parts(33, 2, 3, 1, 33, 0.0f);
+    check_attention_parts(33, 1, 2, 2, 200, 0.0f);
+    check_attention_parts(128, 2, 4, 2, 64, 0.0f); /* cuDNN */
     /* More scores than cuDNN's backward pass is given at a time. */
     if (act == DTYPE_BF16 && !has_word("small") && !has_word("tiny")) {
         check_attention(2304, 2304, 3, 48, 4, 64, true, false, 0.0f);
@@ -953,6 +979,8 @@ static void check_dense(void)
         check_norm(i & 1 ? NORM_LAYERNORM : NORM_RMSNORM, i & 2, i & 4, 600, i & 1 ? 1000 : 333);
     }
     check_norm(NORM_RMSNORM, false, true, 70, 4096);
+    check_norm(NORM_RMSNORM, true, true, 700, 2048); /* more rows than blocks */
+    check_norm(NORM_RMSNORM, false, false, 37, 1032);
     check_norm(NORM_RMSNORM, true, false, 700, 5000);
     check_norm(NORM_RMSNORM, false, true, 3, 12288);
     check_norm(NORM_LAYERNORM, false, true, 5, 7);
@@ -976,6 +1004,8 @@ static void check_dense(void)
     check_embedding(0, 40, 64);
     check_cross_entropy(40, 999);
     check_cross_entropy(40, 4096);
+    check_cross_entropy(40, 32000);
+    check_cross_entropy(3, 65536);
     check_cross_entropy(3, 50257);
     check_cross_entropy(0, 128);
     check_elementwise(4096);
@@ -1031,6 +1061,48 @@ static void check_routers(void)
     check_permutation(500, 8, 2, 64, 2.0, 150, true, DROP_BY_POSITION);
 }
 
+/* More blocks of the inner dimension than a ring of them has slots; rows that are copied beside d_x
+ * in two pieces. */
+static void check_experts_of_long_rows(void)
+{
+    check_experts("experts, deep", (struct experts_case){170, 3, 2, 1288, 1096, 0.5,
+                                                         ACTIVATION_SWIGLU, true, false, false});
+    check_experts(
+        "experts, rows of two pieces",
+        (struct experts_case){60, 4, 2, 2312, 456, 0.5, ACTIVATION_SWIGLU, true, false, false});
+}
+
+/* Cases that become a gather of rows of 1024, the least there is, and wide tiles. */
+static void check_experts_tiny_on_purpose(void)
+{
+    const int64_t t = tiny_origin(36), long_row = tiny_origin(1024), wide = tiny_origin(128);
+
+    check_experts("experts, gather in narrow tiles",
+                  (struct experts_case){t, 3, 2, long_row, tiny_origin(40), 0.5, ACTIVATION_SWIGLU,
+                                        true, false, false});
+    check_experts("experts, gather in wide tiles",
+                  (struct experts_case){t, 70, 2, long_row, wide, 0.5, ACTIVATION_SWIGLU, true,
+                                        false, false});
+    check_experts("experts, wide tiles of few columns",
+                  (struct experts_case){t, 70, 2, tiny_origin(64), wide, 0.5, ACTIVATION_SWIGLU,
+                                        false, false, false});
+}
+
+/* Enough tiles for wide ones (grouped_tiles.h). */
+static void check_experts_of_wide_tiles(void)
+{
+    if (has_word("tiny")) {
+        check_experts_tiny_on_purpose();
+    } else {
+        check_experts("experts, wide tiles",
+                      (struct experts_case){700, 70, 2, 1024, 768, 0.0, ACTIVATION_SWIGLU, true,
+                                            false, false});
+    }
+    check_experts(
+        "experts, wide tiles over the edge",
+        (struct experts_case){700, 70, 2, 760, 760, 0.5, ACTIVATION_SWIGLU, false, false, false});
+}
+
 static void check_experts_of_sizes(void)
 {
     check_experts(
@@ -1051,21 +1123,12 @@ static void check_experts_of_sizes(void)
     check_experts(
         "experts, many tiles of rows",
         (struct experts_case){900, 6, 2, 392, 520, 0.5, ACTIVATION_SWIGLU, false, false, false});
-    check_experts("experts, deep", (struct experts_case){170, 3, 2, 1288, 1096, 0.5,
-                                                         ACTIVATION_SWIGLU, true, false, false});
-    /* Enough tiles for wide ones (grouped_tiles.h); those above are narrow. */
-    if (act == DTYPE_BF16) {
-        check_experts("experts, wide tiles",
-                      (struct experts_case){700, 70, 2, 1024, 768, 0.0, ACTIVATION_SWIGLU, true,
-                                            false, false});
-        check_experts("experts, wide tiles over the edge",
-                      (struct experts_case){700, 70, 2, 760, 760, 0.5, ACTIVATION_SWIGLU, false,
-                                            false, false});
+    if (act == DTYPE_BF16 || !has_word("tiny")) {
+        check_experts_of_long_rows();
     }
-    /* Rows that are copied beside d_x in two pieces. */
-    check_experts(
-        "experts, rows of two pieces",
-        (struct experts_case){60, 4, 2, 2312, 456, 0.5, ACTIVATION_SWIGLU, true, false, false});
+    if (act == DTYPE_BF16) {
+        check_experts_of_wide_tiles();
+    }
 }
 
 static void check_experts_of_routings(void)
@@ -1165,6 +1228,9 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is stopped has told how far it came */
     words = argv + 1;
     num_words = argc - 1;
+    if (has_word("shared")) {
+        device_cuda_share_multiprocessors();
+    }
     printf("CADRE_TEST_SEED=%llu\n", (unsigned long long)seed);
     test_key = rng_key(seed, "gpu test", 0);
     for (int side = 0; side < NUM_SIDES; side++) {

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Several ranks on this machine's one GPU: tests/gpu/ranks.sh BUILD [MPIEXEC] [mpi|nccl] [NUM_RANKS]
+# Several ranks, which share a GPU if need be: tests/gpu/ranks.sh BUILD [MPIEXEC] [mpi|nccl] [NUM_RANKS]
 #
-# Every mapping of 2 and 4 ranks, or of NUM_RANKS, trains the curve of one rank, in fp32: over MPI, or over NCCL, to which
-# the ranks give themselves out for as many hosts.
+# Every mapping of 2 and 4 ranks, or of NUM_RANKS, trains the curve of one rank, in fp32: over MPI, if they share one, or
+# over NCCL. All mappings, on several GPUs: tests/gpu/several.sh.
 set -euo pipefail
 
 BUILD=$(cd "$1" && pwd)
@@ -13,9 +13,9 @@ SOURCE=$(cd "$(dirname "$0")/../.." && pwd)
 CADRE=$BUILD/cadre
 . "$SOURCE/tests/e2e/lib/expect.sh"
 . "$SOURCE/tests/e2e/lib/tiny_run.sh"
+. "$SOURCE/tests/gpu/lib/nccl.sh"
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=true \
     OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none OMP_NUM_THREADS=2
-export NCCL_SOCKET_IFNAME=lo NCCL_IB_DISABLE=1 NCCL_NVLS_ENABLE=0 NCCL_MAX_CTAS=2
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
@@ -29,18 +29,12 @@ model=(
     --attention-dropout 0.1 --hidden-dropout 0.1
 )
 
-# as_host COMMAND...: to NCCL, a rank of a host of its own
-as_host() {
-    NCCL_HOSTID=host${OMPI_COMM_WORLD_RANK:-$PMI_RANK} exec "$@"
-}
-export -f as_host
-
 # train NUM_RANKS FLAGS...: ./losses
 train() {
     local launcher=()
     if [ "$1" != 1 ]; then
         launcher=("$mpiexec" -n "$1")
-        [ "$transport" = mpi ] || launcher+=(bash -c 'as_host "$@"' as_host)
+        [ "$transport" = mpi ] || launcher=(launch_over_nccl "$mpiexec" "$1")
     fi
     shift
     "${launcher[@]}" "$CADRE" pretrain "${model[@]}" "${tiny_data[@]}" "${tiny_training[@]}" --micro-batch-size 1 \

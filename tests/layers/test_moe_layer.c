@@ -60,7 +60,7 @@ static struct moe_saved check_moe(struct moe_case *c)
     c->num_tokens = t;
     c->x = doubles_of(&x);
     c->d_y = doubles_of(&d_y);
-    moe_layer_forward(&c->moe, &world.pass, &y, &x, &saved);
+    moe_layer_forward(&c->moe, &world.pass, &y, &x, NULL, &saved);
     c->routing = routing_of(&c->moe.router, &saved.router);
     assert_close(&y, reference_moe(&c->moe, &c->routing, c->x, t, &losses), 1e-5);
     moe_layer_backward(&c->moe, &world.pass, &d_x, &d_y, &saved);
@@ -226,7 +226,7 @@ static struct moe_result run_variant(const struct moe_layer *built, bool grouped
     for (int microbatch = 0; microbatch < 2; microbatch++) {
         const struct arena_mark mark = arena_mark(world.saved);
 
-        moe_layer_forward(&moe, &world.pass, &result.y, x, &saved);
+        moe_layer_forward(&moe, &world.pass, &result.y, x, NULL, &saved);
         assert_true(!recompute || arena_used_bytes(world.saved) == mark.total_bytes);
         moe_layer_backward(&moe, &world.pass, &result.d_x, d_y, &saved);
         arena_release(world.saved, mark);
@@ -306,7 +306,7 @@ static void evaluation_logs_nothing(void **state)
     moe_metrics_init(&metrics, stream, world.run, 1);
     world.pass.metrics = &metrics;
     world.pass.training = false;
-    moe_layer_forward(&moe, &world.pass, &y, &x, &saved);
+    moe_layer_forward(&moe, &world.pass, &y, &x, NULL, &saved);
     for (int metric = 0; metric < NUM_MOE_METRICS; metric++) {
         assert_true(!metrics.used[metric] && tensor_get(&metrics.sums[metric], 0) == 0.0);
     }

@@ -134,6 +134,59 @@ static void check_loss(enum dtype dtype, int64_t t, int64_t v, int num_parts, do
     }
 }
 
+/* A whole vocabulary: the gradient comes with the statistics, elsewhere or in place, and is that of
+ * the two passes, bit by bit. */
+static void check_gradient_with_the_loss(enum dtype dtype, int64_t t, int64_t v)
+{
+    struct tensor label = tensor_new(arena, DTYPE_I32, t),
+                  d_loss = normal_tensor(1.0, DTYPE_F32, t);
+    struct tensor max = poisoned_tensor(DTYPE_F32, t), sum_exp = poisoned_tensor(DTYPE_F32, t);
+    struct tensor target = poisoned_tensor(DTYPE_F32, t), logits = normal_tensor(2.0, dtype, t, v);
+    struct tensor d_logits = poisoned_tensor(dtype, t, v),
+                  expected = tensor_new(arena, dtype, t, v);
+    struct cross_entropy both = {.max = &max,
+                                 .sum_exp = &sum_exp,
+                                 .target = &target,
+                                 .d_logits = &d_logits,
+                                 .logits = &logits,
+                                 .label = &label,
+                                 .d_loss = &d_loss};
+
+    for (int64_t i = 0; i < t; i++) {
+        ((int32_t *)label.data)[i] = (int32_t)random_below(v);
+    }
+    memcpy(expected.data, logits.data, tensor_size_bytes(&logits));
+    WITH_THREADS(&max, &sum_exp, &target, &d_logits)
+    {
+        op_cross_entropy_forward(stream, &both);
+    }
+    op_cross_entropy_backward(stream, &(struct cross_entropy_backward){.logits = &expected,
+                                                                       .max = &max,
+                                                                       .sum_exp = &sum_exp,
+                                                                       .label = &label,
+                                                                       .d_loss = &d_loss});
+    assert_memory_equal(d_logits.data, expected.data, tensor_size_bytes(&expected));
+    for (int64_t i = 0; i < t; i++) {
+        const int64_t index = ((int32_t *)label.data)[i];
+
+        assert_true(tensor_get(&target, i) == tensor_get(&logits, i * v + index));
+    }
+    both.d_logits = &logits;
+    op_cross_entropy_forward(stream, &both);
+    assert_memory_equal(logits.data, expected.data, tensor_size_bytes(&expected));
+}
+
+static void gradient_may_come_with_the_loss(void **state)
+{
+    const enum dtype dtypes[] = {DTYPE_F32, DTYPE_BF16};
+
+    for (int i = 0; i < 2; i++) {
+        check_gradient_with_the_loss(dtypes[i], 1, 1);
+        check_gradient_with_the_loss(dtypes[i], 5, 17);
+        check_gradient_with_the_loss(dtypes[i], 37, 3001);
+    }
+}
+
 static void loss_and_gradient_agree_with_the_formulas(void **state)
 {
     const enum dtype dtypes[] = {DTYPE_F32, DTYPE_BF16};
@@ -152,6 +205,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reference_gradient_is_the_derivative),
         cmocka_unit_test_teardown(loss_and_gradient_agree_with_the_formulas, reference_empty_arena),
+        cmocka_unit_test_teardown(gradient_may_come_with_the_loss, reference_empty_arena),
     };
 
     return cmocka_run_group_tests(tests, reference_start, reference_stop);

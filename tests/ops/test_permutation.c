@@ -119,13 +119,17 @@ static void route(struct routing *r, int64_t t, int64_t k, int64_t e)
                                                  .probs = &r->probs});
 }
 
-static void check_gather_and_sum(enum dtype dtype, int64_t t, int64_t k, int64_t h, bool accumulate)
+enum residual { RESIDUAL_NONE, RESIDUAL_IN_PLACE, RESIDUAL_ELSEWHERE, NUM_RESIDUALS };
+
+static void check_gather_and_sum(enum dtype dtype, int64_t t, int64_t k, int64_t h,
+                                 enum residual kind)
 {
     const int64_t num_rows = t * k;
     struct routing r;
     struct tensor x = normal_tensor(1.0, dtype, t, h), rows = poisoned_tensor(dtype, num_rows, h);
-    struct tensor y = accumulate ? normal_tensor(1.0, dtype, t, h) : poisoned_tensor(dtype, t, h);
-    double *expected = accumulate ? doubles_of(&y) : new_doubles(t * h);
+    struct tensor residual = normal_tensor(1.0, dtype, t, h);
+    struct tensor y = kind == RESIDUAL_IN_PLACE ? residual : poisoned_tensor(dtype, t, h);
+    double *expected = kind != RESIDUAL_NONE ? doubles_of(&residual) : new_doubles(t * h);
     int64_t num_used;
 
     route(&r, t, k, 5);
@@ -155,21 +159,22 @@ static void check_gather_and_sum(enum dtype dtype, int64_t t, int64_t k, int64_t
     }
     WITH_THREADS(&y)
     {
-        op_row_sum(stream,
-                   &(struct row_sum){
-                       .y = &y, .rows = &rows, .row_of = &r.row_of, .accumulate = accumulate});
+        op_row_sum(stream, &(struct row_sum){.y = &y,
+                                             .rows = &rows,
+                                             .row_of = &r.row_of,
+                                             .residual = kind != RESIDUAL_NONE ? &residual : NULL});
     }
     assert_close(&y, expected, dtype == DTYPE_BF16 ? 4e-3 : 1e-6);
 }
 
 static void rows_are_gathered_and_summed(void **state)
 {
-    for (int accumulate = 0; accumulate < 2; accumulate++) {
-        check_gather_and_sum(DTYPE_F32, 1, 1, 1, accumulate);
-        check_gather_and_sum(DTYPE_F32, 13, 3, 1029, accumulate);
-        check_gather_and_sum(DTYPE_BF16, 13, 3, 1029, accumulate);
-        check_gather_and_sum(DTYPE_F32, 301, 2, 64, accumulate);
-        check_gather_and_sum(DTYPE_BF16, 301, 2, 64, accumulate);
+    for (int kind = 0; kind < NUM_RESIDUALS; kind++) {
+        check_gather_and_sum(DTYPE_F32, 1, 1, 1, (enum residual)kind);
+        check_gather_and_sum(DTYPE_F32, 13, 3, 1029, (enum residual)kind);
+        check_gather_and_sum(DTYPE_BF16, 13, 3, 1029, (enum residual)kind);
+        check_gather_and_sum(DTYPE_F32, 301, 2, 64, (enum residual)kind);
+        check_gather_and_sum(DTYPE_BF16, 301, 2, 64, (enum residual)kind);
     }
 }
 

@@ -357,7 +357,7 @@ static inline int run_and_compare(struct moe_case *c)
     TRY(oracle_read(c->tensors, "dy", c->run.run, DTYPE_F32, shape, 3, &d_y));
     x = tensor_view(&x, num_tokens, shape[2]);
     d_y = tensor_view(&d_y, num_tokens, shape[2]);
-    moe_layer_forward(&c->layer, &c->pass, &y, &x, &saved);
+    moe_layer_forward(&c->layer, &c->pass, &y, &x, NULL, &saved);
     TRY(compare_with(c, "y", &y, shape, 3));
     TRY(compare_with(c, "logits", &saved.router.logits, logits_shape, 2));
     TRY(compare_slots(c, &saved.router));

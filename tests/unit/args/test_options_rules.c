@@ -910,44 +910,68 @@ static void checkpoint_flags_need_a_directory(void **state)
     case_error(BASE_FLAGS "--ckpt-format torch", 1, "--ckpt-format torch: must be torch_dist");
 }
 
-static void a_graph_holds_whole_steps_without_communication(void **state)
+/* The flags behind base, which ask for a graph. */
+static void graph_accepted(const char *base, const char *flags, int world_size)
 {
-    static const char graph[] = BASE_FLAGS "--cuda-graph-impl full_iteration ";
-    static const char moe_graph[] = MOE_FLAGS "--cuda-graph-impl full_iteration ";
     char line[1024];
 
-    accepted(graph, 1);
-    accepted(graph, 4);
-    accepted(moe_graph, 1);
+    snprintf(line, sizeof line, "%s--cuda-graph-impl full_iteration %s", base, flags);
+    accepted(line, world_size);
+}
+
+static void graph_error(const char *base, const char *flags, int world_size, const char *expected)
+{
+    char line[1024];
+
+    snprintf(line, sizeof line, "%s--cuda-graph-impl full_iteration %s", base, flags);
+    case_error(line, world_size, expected);
+}
+
+static void a_graph_holds_whole_steps(void **state)
+{
+    graph_accepted(BASE_FLAGS, "", 1);
+    graph_accepted(BASE_FLAGS, "", 4);
+    graph_accepted(MOE_FLAGS, "", 1);
+    graph_accepted(BASE_FLAGS, "--timing-log-level 1", 1);
+    graph_error(BASE_FLAGS, "--timing-log-level 2", 1,
+                "--timing-log-level 2 cannot time each; legal: 0, 1");
+    graph_error(BASE_FLAGS, "--device cpu", 1, "there are no graphs on the CPU");
     case_error(BASE_FLAGS "--cuda-graph-impl local", 1, "legal: none, full_iteration");
     case_error(BASE_FLAGS "--cuda-graph-impl transformer_engine", 1, "legal: none, full_iteration");
     case_error(BASE_FLAGS "--cuda-graph-impl full", 1, "full_iteration");
     case_error(BASE_FLAGS "--cuda-graph-scope attn", 1, "use --cuda-graph-impl full_iteration");
     case_error(BASE_FLAGS "--cuda-graph-warmup-steps 0", 1, "at least 1");
-    snprintf(line, sizeof line, "%s--device cpu", graph);
-    case_error(line, 1, "there are no graphs on the CPU");
-    snprintf(line, sizeof line, "%s--timing-log-level 1", graph);
-    accepted(line, 1);
-    snprintf(line, sizeof line, "%s--timing-log-level 2", graph);
-    case_error(line, 1, "--timing-log-level 2 cannot time each; legal: 0, 1");
-    snprintf(line, sizeof line, "%s--tensor-model-parallel-size 2", graph);
-    case_error(line, 2, "--tensor-model-parallel-size 2; legal: 1");
-    snprintf(line, sizeof line, "%s--pipeline-model-parallel-size 2", graph);
-    case_error(line, 2, "--pipeline-model-parallel-size 2; legal: 1");
-    snprintf(line, sizeof line, "%s--context-parallel-size 2", graph);
-    case_error(line, 2, "--context-parallel-size 2; legal: 1");
-    snprintf(line, sizeof line, "%s--expert-model-parallel-size 2", moe_graph);
-    case_error(line, 2, "--expert-model-parallel-size 2; legal: 1");
-    snprintf(line, sizeof line, "%s--expert-tensor-parallel-size 2", moe_graph);
-    case_error(line, 2, "--expert-tensor-parallel-size 2; legal: 1");
-    snprintf(line, sizeof line, "%s--overlap-grad-reduce", graph);
-    accepted(line, 1);
-    case_error(line, 2, "leave out --overlap-grad-reduce");
-    snprintf(line, sizeof line,
-             "%s--moe-router-load-balancing-type global_aux_loss --moe-aux-loss-coeff 0.01",
-             moe_graph);
-    accepted(line, 1);
-    case_error(line, 2, "global_aux_loss counts the tokens of all 2 data-parallel ranks");
+}
+
+/* All that ranks send without the host's knowing how much. */
+static void a_graph_communicates_where_no_host_waits(void **state)
+{
+    graph_accepted(BASE_FLAGS, "--tensor-model-parallel-size 2", 2);
+    graph_accepted(BASE_FLAGS, "--pipeline-model-parallel-size 2", 2);
+    graph_accepted(BASE_FLAGS, "--context-parallel-size 2", 2);
+    graph_accepted(BASE_FLAGS, "--overlap-grad-reduce", 2);
+    graph_accepted(MOE_FLAGS,
+                   "--moe-router-load-balancing-type global_aux_loss --moe-aux-loss-coeff 0.01", 2);
+    graph_error(MOE_FLAGS, "--expert-model-parallel-size 2", 2,
+                "found --expert-model-parallel-size 2; legal: 1, or");
+    graph_error(MOE_FLAGS, "--tensor-model-parallel-size 2 --sequence-parallel", 2,
+                "found --expert-tensor-parallel-size 2; legal: 1, or");
+    graph_accepted(MOE_FLAGS,
+                   "--tensor-model-parallel-size 2 --sequence-parallel "
+                   "--expert-tensor-parallel-size 1",
+                   2);
+    graph_accepted(MOE_FLAGS,
+                   "--expert-model-parallel-size 2 --moe-token-dispatcher-type alltoall "
+                   "--moe-expert-capacity-factor 1.0 --moe-pad-expert-input-to-capacity",
+                   2);
+    graph_error(MOE_FLAGS,
+                "--expert-model-parallel-size 2 --moe-token-dispatcher-type alltoall "
+                "--moe-expert-capacity-factor 1.0",
+                2, "legal: 1, or --moe-pad-expert-input-to-capacity");
+    graph_error(MOE_FLAGS,
+                "--expert-model-parallel-size 2 --moe-token-dispatcher-type alltoall_seq "
+                "--moe-expert-capacity-factor 1.0 --moe-pad-expert-input-to-capacity",
+                2, "and --moe-token-dispatcher-type alltoall");
 }
 
 static void the_device_is_chosen_when_the_run_starts(void **state)
@@ -1018,7 +1042,8 @@ int main(void)
         cmocka_unit_test(a_run_without_idle_flags_warns_of_nothing),
         cmocka_unit_test(a_bad_layer_pattern_is_found_early),
         cmocka_unit_test(checkpoint_flags_need_a_directory),
-        cmocka_unit_test(a_graph_holds_whole_steps_without_communication),
+        cmocka_unit_test(a_graph_holds_whole_steps),
+        cmocka_unit_test(a_graph_communicates_where_no_host_waits),
         cmocka_unit_test(the_device_is_chosen_when_the_run_starts),
     };
 

@@ -62,7 +62,7 @@ static inline int fixture_save(const char *directory, int64_t iteration,
                                               .items = items,
                                               .num_items = FIXTURE_TENSORS,
                                               .stage = fixture_stage,
-                                              .stage_context = &iteration};
+                                              .context = &iteration};
     int result;
 
     for (int i = 0; i < FIXTURE_TENSORS; i++) {

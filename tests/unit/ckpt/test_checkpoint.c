@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <omp.h>
 #include <pthread.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -591,12 +592,80 @@ static void the_weights_carry_what_pytorch_reads(void **state)
     safetensors_close(file);
 }
 
+/* Counts what it brings; the context is the count. */
+static void copy_counting(void *context, void *host, const void *data, size_t size_bytes)
+{
+    *(size_t *)context += size_bytes;
+    memcpy(host, data, size_bytes);
+}
+
+enum { LARGE_COUNT = (70 << 20) / 4 + 3 };
+
+static void save_large(const int32_t *data)
+{
+    size_t copied_bytes = 0;
+    json_t *nothing = json_object();
+    struct ckpt_item item = {.name = "x",
+                             .dtype = DTYPE_I32,
+                             .num_dims = 1,
+                             .global_shape = {LARGE_COUNT},
+                             .data = data};
+    const struct checkpoint_save_request request = {.directory = directory,
+                                                    .iteration = 1,
+                                                    .items = &item,
+                                                    .num_items = 1,
+                                                    .copy = copy_counting,
+                                                    .context = &copied_bytes,
+                                                    .state = nothing};
+
+    item.box = box_whole(item.global_shape, 1);
+    assert_int_equal(checkpoint_save(&request), 0);
+    assert_int_equal(copied_bytes, LARGE_COUNT * sizeof *data);
+    json_decref(nothing);
+}
+
+static void load_large(int32_t *data)
+{
+    struct checkpoint_read read = {
+        .name = "x", .dtype = DTYPE_I32, .num_dims = 1, .global_shape = {LARGE_COUNT}};
+    char path[PATH_LENGTH_MAX];
+    struct checkpoint *checkpoint;
+
+    in_directory(path, "iter_0000001");
+    checkpoint = checkpoint_open(path, NULL);
+    assert_non_null(checkpoint);
+    read.box = box_whole(read.global_shape, 1);
+    assert_int_equal(checkpoint_read_box(checkpoint, &read, data), 0);
+    checkpoint_close(checkpoint);
+}
+
+/* Larger than two pieces and a part, by one thread and by two. */
+static void a_large_item_is_copied_in_pieces(void **state)
+{
+    int32_t *saved = calloc(LARGE_COUNT, sizeof *saved);
+    int32_t *loaded = calloc(LARGE_COUNT, sizeof *loaded);
+
+    assert_true(saved != NULL && loaded != NULL);
+    for (int num_threads = 1; num_threads <= 2; num_threads++) {
+        for (int i = 0; i < LARGE_COUNT; i++) {
+            saved[i] = i * 7 + num_threads;
+        }
+        omp_set_num_threads(num_threads);
+        save_large(saved);
+        load_large(loaded);
+        assert_memory_equal(loaded, saved, LARGE_COUNT * sizeof *saved);
+    }
+    free(saved);
+    free(loaded);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_directory, remove_directory)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(what_is_saved_is_found_and_loaded),
+        TEST(a_large_item_is_copied_in_pieces),
         TEST(the_same_iteration_is_replaced_either_way),
         TEST(nothing_there_is_distinct_from_an_error),
         TEST(without_a_tracker_the_newest_complete_one_is_taken),

@@ -1,8 +1,8 @@
 /* guarded_device.h - a CPU device whose memory nobody may touch but its ops and its copies: pages
  * are PROT_NONE in between. It stands for a GPU on machines without one: host code that reads or
  * writes device memory is stopped at the spot by SIGSEGV. It counts the times that the host waits,
- * and can capture: ops issued meanwhile do not run, and a launch calls guarded.replay, which issues
- * them again. One thread may compute on it at a time. */
+ * and can capture: ops issued meanwhile do not run, and a launch calls guarded.replay, if set, which
+ * issues them again. One thread may compute on it at a time. */
 #ifndef CADRE_TESTS_TRAIN_GUARDED_DEVICE_H
 #define CADRE_TESTS_TRAIN_GUARDED_DEVICE_H
 
@@ -91,6 +91,13 @@ static void guarded_copy_from_host(void *native, void *to, const void *from, siz
     guarded_copy(native, to, from, size_bytes);
 }
 
+static void guarded_copy_constant(void *native, void *to, const void *from, size_t size_bytes)
+{
+    if (!guarded.is_capturing) {
+        guarded_copy(native, to, from, size_bytes);
+    }
+}
+
 static void guarded_copy_to_host(void *native, void *to, const void *from, size_t size_bytes)
 {
     guarded_wait(native);
@@ -136,7 +143,9 @@ static void *guarded_capture_end(void *native)
 static void guarded_graph_launch(void *native, void *graph)
 {
     guarded.num_launches++;
-    guarded.replay(guarded.replay_context);
+    if (guarded.replay != NULL) {
+        guarded.replay(guarded.replay_context);
+    }
 }
 
 static void guarded_graph_free(void *graph)
@@ -176,6 +185,7 @@ static const struct device *guarded_device(void)
     device.memory = (struct memory_source){guarded_allocate, guarded_release, NULL};
     device.stream_wait = guarded_wait;
     device.copy_from_host = guarded_copy_from_host;
+    device.copy_constant = guarded_copy_constant;
     device.copy_to_host = guarded_copy_to_host;
     device.copy = guarded_copy_within;
     device.read_start = guarded_read_start;

@@ -3,6 +3,7 @@
 #ifndef CADRE_TESTS_TRAIN_GUARDED_RUN_H
 #define CADRE_TESTS_TRAIN_GUARDED_RUN_H
 
+#include "comm/launch.h"
 #include "guarded_device.h"
 #include "train/run_data.h"
 #include "train/trainer.h"
@@ -30,7 +31,7 @@ static void guarded_run_parse(struct options *options, const char *flags)
         argc++;
     }
     if (options_init(options) != 0 || options_parse(options, argc, argv) != 0 ||
-        options_validate(options, 1) != 0) {
+        options_validate(options, launch_size()) != 0) {
         fail_msg("%s: %s", flags, error_text());
     }
 }

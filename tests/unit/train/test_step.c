@@ -1,10 +1,13 @@
 /* Training steps that are started before the one in front of them is finished, and steps that are
- * captured as a graph, on a device that counts the host's waits (guarded_device.h). */
+ * captured as a graph, on a device that counts the host's waits (guarded_device.h): of one rank,
+ * and of the first and the last of eight, whose peers are emulated (comm_fake.h). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "guarded_run.h"
@@ -119,19 +122,24 @@ static const char *const all_flags[] = {
     "8",
 };
 
+static void expect_the_same_a_step_later(const char *flags)
+{
+    struct outcome at_once, later;
+    struct guarded_run run;
+
+    guarded_run_open(&run, flags);
+    train(&run, NUM_STEPS, 0, &at_once);
+    guarded_run_close(&run);
+    guarded_run_open(&run, flags);
+    train(&run, NUM_STEPS, 1, &later);
+    guarded_run_close(&run);
+    expect_same(&at_once, &later, flags);
+}
+
 static void a_step_starts_while_the_last_one_runs(void **state)
 {
     for (size_t i = 0; i < sizeof all_flags / sizeof all_flags[0]; i++) {
-        struct outcome at_once, later;
-        struct guarded_run run;
-
-        guarded_run_open(&run, all_flags[i]);
-        train(&run, NUM_STEPS, 0, &at_once);
-        guarded_run_close(&run);
-        guarded_run_open(&run, all_flags[i]);
-        train(&run, NUM_STEPS, 1, &later);
-        guarded_run_close(&run);
-        expect_same(&at_once, &later, all_flags[i]);
+        expect_the_same_a_step_later(all_flags[i]);
     }
 }
 
@@ -140,8 +148,10 @@ static void forget_capture(struct trainer *trainer)
 {
     struct grad_buckets *buckets = &trainer->buckets;
 
-    for (int i = 0; i < trainer->chunks[0].place.num_layers; i++) {
-        trainer->chunks[0].layers[i].moe.router.balance.num_microbatches = 0;
+    for (int chunk = 0; chunk < trainer->num_chunks; chunk++) {
+        for (int i = 0; i < trainer->chunks[chunk].place.num_layers; i++) {
+            trainer->chunks[chunk].layers[i].moe.router.balance.num_microbatches = 0;
+        }
     }
     for (int i = 0; i < buckets->num_buckets; i++) {
         buckets->buckets[i].num_pending = buckets->buckets[i].end - buckets->buckets[i].begin;
@@ -160,7 +170,7 @@ static void replay_passes(void *context)
         trainer->microbatches[i].number = i;
     }
     forget_capture(trainer);
-    if (batch_walk_pass_all(&walk) != 0) {
+    if (captured_step_pass_all(&walk) != 0) {
         fail_msg("%s", error_text());
     }
     for (int i = 0; i < (int)walk.num_microbatches; i++) {
@@ -183,19 +193,24 @@ static void train_captured(const char *flags, struct outcome *outcome)
     guarded_run_close(&run);
 }
 
+static void expect_the_same_captured(const char *flags)
+{
+    struct outcome plain, captured;
+    struct guarded_run run;
+
+    guarded_run_open(&run, flags);
+    train(&run, NUM_STEPS, 0, &plain);
+    guarded_run_close(&run);
+    train_captured(flags, &captured);
+    assert_int_equal(guarded.num_captures, 1);
+    assert_int_equal(guarded.num_launches, NUM_STEPS - 2);
+    expect_same(&plain, &captured, flags);
+}
+
 static void a_captured_step_is_the_same_step(void **state)
 {
     for (size_t i = 0; i < sizeof all_flags / sizeof all_flags[0]; i++) {
-        struct outcome plain, captured;
-        struct guarded_run run;
-
-        guarded_run_open(&run, all_flags[i]);
-        train(&run, NUM_STEPS, 0, &plain);
-        guarded_run_close(&run);
-        train_captured(all_flags[i], &captured);
-        assert_int_equal(guarded.num_captures, 1);
-        assert_int_equal(guarded.num_launches, NUM_STEPS - 2);
-        expect_same(&plain, &captured, all_flags[i]);
+        expect_the_same_captured(all_flags[i]);
     }
 }
 
@@ -257,6 +272,121 @@ static void the_loss_is_that_of_all_microbatches(void **state)
     }
 }
 
+/* ---- a rank of several ---- */
+
+enum { NUM_RANKS = 8 };
+
+/* Where no host needs to know the routing. */
+static const char *const all_mappings[] = {
+    "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
+    "--moe-router-load-balancing-type global_aux_loss --overlap-grad-reduce",
+    "--calculate-per-token-loss",
+    "--tensor-model-parallel-size 2 --sequence-parallel --expert-tensor-parallel-size 1",
+    "--context-parallel-size 2 --cp-comm-type p2p",
+    "--context-parallel-size 2 --cp-comm-type all_gather",
+    "--context-parallel-size 2 --cp-comm-type a2a",
+    "--pipeline-model-parallel-size 2",
+    "--num-layers 4 --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 "
+    "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
+    "--expert-model-parallel-size 2 --moe-token-dispatcher-type alltoall "
+    "--moe-expert-capacity-factor 1.0 --moe-pad-expert-input-to-capacity",
+    "--tensor-model-parallel-size 2 --sequence-parallel --context-parallel-size 2 "
+    "--pipeline-model-parallel-size 2 --expert-tensor-parallel-size 1",
+};
+
+static void flags_of(char text[512], const char *mapping)
+{
+    snprintf(text, 512, "--global-batch-size 32 --disable-bias-linear --swiglu %s", mapping);
+}
+
+static void a_rank_starts_a_step_while_the_last_one_runs(void **state)
+{
+    for (size_t i = 0; i < sizeof all_mappings / sizeof all_mappings[0]; i++) {
+        char flags[512];
+
+        flags_of(flags, all_mappings[i]);
+        expect_the_same_a_step_later(flags);
+    }
+}
+
+static void a_rank_s_captured_step_is_the_same_step(void **state)
+{
+    for (size_t i = 0; i < sizeof all_mappings / sizeof all_mappings[0]; i++) {
+        char flags[512];
+
+        flags_of(flags, all_mappings[i]);
+        expect_the_same_captured(flags);
+    }
+}
+
+/* For --log-comm a launch counts what its capture counted, and nothing is sent beside it that is
+ * part of it: values that were gathered before the capture (for an evaluation) are stale before
+ * each launch. */
+static void expect_launches_count(const char *mapping)
+{
+    const size_t count = (size_t)groups_num_comms() * NUM_COMM_KINDS;
+    struct comm_counter *counters = calloc(2 * count, sizeof *counters);
+    char flags[512];
+    struct guarded_run run;
+
+    assert_non_null(counters);
+    snprintf(flags, sizeof flags,
+             "--global-batch-size 32 --disable-bias-linear --cuda-graph-impl full_iteration "
+             "--cuda-graph-warmup-steps 2 %s",
+             mapping);
+    guarded_run_open(&run, flags);
+    guarded.replay = NULL;
+    for (int i = 0; i < 5; i++) {
+        struct comm_counter *seen = counters + (i > 2 ? count : 0);
+        struct step_result result;
+
+        if (i == 2) {
+            param_gather_finish(&run.trainer.buckets);
+        }
+        groups_reset_counters(&run.trainer.groups);
+        assert_int_equal(train_step(&run.trainer, run.data.train, &result), 0);
+        groups_read_counters(&run.trainer.groups, seen);
+        if (i > 2) {
+            assert_memory_equal(seen, counters, count * sizeof *seen);
+        }
+        if (i >= 2 && run.options.overlap_param_gather) {
+            assert_true(run.trainer.groups.dp_cp->counters[COMM_ALL_GATHER].num_calls > 0);
+        }
+    }
+    guarded_run_close(&run);
+    free(counters);
+}
+
+static void a_launch_counts_what_it_moves(void **state)
+{
+    expect_launches_count("--tensor-model-parallel-size 2 --sequence-parallel "
+                          "--expert-tensor-parallel-size 1");
+    expect_launches_count("--use-distributed-optimizer --overlap-grad-reduce "
+                          "--overlap-param-gather");
+}
+
+/* In a process of its own, which is that rank for good. Returns whether something failed. */
+static bool fails_as_rank(const char *rank)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_rank_starts_a_step_while_the_last_one_runs),
+        cmocka_unit_test(a_rank_s_captured_step_is_the_same_step),
+        cmocka_unit_test(a_launch_counts_what_it_moves),
+    };
+    const pid_t child = fork();
+    char size[16];
+    int status = 0;
+
+    if (child == 0) {
+        snprintf(size, sizeof size, "%d", NUM_RANKS);
+        setenv("WORLD_SIZE", size, 1);
+        setenv("RANK", rank, 1);
+        exit(launch_emulate() != 0 || cmocka_run_group_tests(tests, NULL, NULL) != 0);
+    }
+    return child < 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status) ||
+           WEXITSTATUS(status) != 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -267,5 +397,7 @@ int main(void)
         cmocka_unit_test(a_nan_ends_the_run_a_step_later),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const bool rank_failed = fails_as_rank("0") | fails_as_rank("7");
+
+    return cmocka_run_group_tests(tests, NULL, NULL) != 0 || rank_failed;
 }
