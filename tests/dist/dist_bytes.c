@@ -282,12 +282,7 @@ int main(int argc, char **argv)
         if (size != mappings[i].ranks) {
             continue;
         }
-        if (run_mapping(&mappings[i], &options) != 0) {
-            dist_failed("%s", error_text());
-        }
-        if (num_failures > before) {
-            dist_failed("... with the flags %s", mappings[i].flags);
-        }
+        dist_judge(run_mapping(&mappings[i], &options), before, mappings[i].flags);
         options_free(&options);
         dist_release();
     }

@@ -7,6 +7,7 @@
 #include "args/options.h"
 #include "base/check.h"
 #include "comm/launch.h"
+#include "dist_test.h"
 
 /* Options of the flags in three texts, separated by blanks, validated for the ranks of this job. */
 static inline int dist_parse(struct options *options, const char *base, const char *model,
@@ -23,6 +24,17 @@ static inline int dist_parse(struct options *options, const char *base, const ch
     TRY(options_init(options));
     TRY(options_parse(options, argc, argv));
     return options_validate(options, launch_size());
+}
+
+/* After a case: result, what its function returned; before, num_failures when it began. */
+static inline void dist_judge(int result, int before, const char *flags)
+{
+    if (result != 0) {
+        dist_failed("%s", error_text());
+    }
+    if (num_failures > before) {
+        dist_failed("... with the flags %s", flags);
+    }
 }
 
 #endif
