@@ -24,10 +24,15 @@
 #include "comm/comm_mpi.h"
 #include "comm/launch.h"
 #include "comm/rendezvous.h"
-#include "device/cuda_check.h"
 #include "ops/libraries_cuda.h"
 #include "ops/ops.h"
 #include "ops/ops_profile.h"
+
+#define CUDA_CHECK(call)                                                                           \
+    do {                                                                                           \
+        const cudaError_t error_ = (call);                                                         \
+        CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                 \
+    } while (0)
 
 enum {
     LAUNCH_SPINS = 1000, /* a launch takes NCCL's thread some 50 us; a sleep is as long at least */

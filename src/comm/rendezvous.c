@@ -8,7 +8,12 @@
 #include "base/check.h"
 #include "comm/comm_mpi.h"
 #include "comm/launch.h"
-#include "device/cuda_check.h"
+
+#define CUDA_CHECK(call)                                                                           \
+    do {                                                                                           \
+        const cudaError_t error_ = (call);                                                         \
+        CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                 \
+    } while (0)
 
 enum side { SENDER, RECEIVER, NUM_SIDES };
 

@@ -12,8 +12,13 @@
 #include <string.h>
 
 #include "base/check.h"
-#include "device/cuda_check.h"
 #include "device/device_cuda.h"
+
+#define CUDA_CHECK(call)                                                                           \
+    do {                                                                                           \
+        const cudaError_t error_ = (call);                                                         \
+        CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                 \
+    } while (0)
 
 enum { NUM_SLOTS = 4, HOPPER = 90 };
 

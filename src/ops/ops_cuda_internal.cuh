@@ -20,11 +20,16 @@
 extern "C" {
 #include "base/check.h"
 #include "base/rng.h"
-#include "device/cuda_check.h"
 #include "ops/ops_cuda.h"
 }
 
 typedef __nv_bfloat16 bf16;
+
+#define CUDA_CHECK(call)                                                                           \
+    do {                                                                                           \
+        const cudaError_t error_ = (call);                                                         \
+        CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                 \
+    } while (0)
 
 /* LAUNCH(stream, kernel, grid, block, shared bytes)(arguments...): nothing for an empty grid. The
  * kernel's name is in parentheses where it has commas. */
